@@ -1,0 +1,1 @@
+"""Reasoning tasks: problems, worked solutions, scores."""
