@@ -1,0 +1,66 @@
+"""The arithmetic a model is made of, as a protocol that backends implement.
+
+A model receives its `Ops` when it is built and calls nothing else for arithmetic, so that every family gets every
+backend. `TorchOps` is the readable reference and the GPU path.
+
+Shapes: B batch, T query tokens, S key tokens, N query heads, K key-value heads, H head_dim, D features, V vocab_size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AttentionMask:
+    """Which keys a query may see, said in structure so that a backend can skip what is hidden.
+
+    Key s is visible to query t of the same row if all of these hold:
+      - causal: key_positions[s] <= query_positions[t]
+      - documents, if given: key_documents[s] == query_documents[t], and it is not negative (negative: padding)
+      - window, if given: query_positions[t] - key_positions[s] < window
+    """
+
+    query_positions: Tensor  # int64 [B, T]
+    key_positions: Tensor  # int64 [B, S]; a slot that holds no key has a position past every query
+    query_documents: Tensor | None = None  # int64 [B, T]
+    key_documents: Tensor | None = None  # int64 [B, S]
+    window: int | None = None
+    is_plain_causal: bool = False  # T == S, positions 0..T-1 in every row, no documents: backends may use a fast path
+
+
+class Ops(Protocol):
+    """What a backend provides. All float tensors of one call share a dtype unless said otherwise."""
+
+    name: str
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x [..., D_in] times weight [D_out, D_in] transposed, plus bias [D_out]: [..., D_out]."""
+
+    def embedding(self, ids: Tensor, weight: Tensor) -> Tensor:
+        """Rows of weight [V, D] at ids int64 [...]: [..., D]."""
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x / sqrt(mean(x^2) + eps) * weight over the last axis, the mean in float32 (arXiv 1910.07467)."""
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+        """Layer normalisation over the last axis (arXiv 1607.06450)."""
+
+    def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotate x [B, T, N, H] by cos, sin [B, T, H/2], halves paired as (i, i + H/2) (arXiv 2104.09864)."""
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: float) -> Tensor:
+        """softmax(q k^T * scale, masked) v: q [B, T, N, H], k and v [B, S, K, H] to [B, T, N, H]; N is a multiple of K."""
+
+    def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
+        """silu(gate) * up, elementwise (SwiGLU, arXiv 2002.05202)."""
+
+    def softmax_cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Sum over rows of -log softmax(logits)[target], float32 scalar.
+
+        logits [M, V], targets int64 [M]; a negative target is ignored.
+        """
