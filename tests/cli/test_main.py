@@ -76,7 +76,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["--colour"], "no such option '--colour'; see `openbook --help`"),
         (["verify"], "missing argument 'RELEASE'; see `openbook verify --help`"),
         (["verify", "a", "b"], "got unexpected extra argument ('b'); see `openbook verify --help`"),
-        (["verify", "a", "--jsn"], "no such option '--jsn'. Did you mean '--json'?; see `openbook verify --help`"),
+        (["verify", "a", "--jsn"], "no such option '--jsn'. Did you mean '--json'? see `openbook verify --help`"),
     ],
 )
 def test_wrong_usage_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -124,7 +124,8 @@ def _usage_line(error: click.ClickException) -> str:
     message = error.format_message().rstrip(".")
     context = error.ctx if isinstance(error, click.UsageError) else None
     path = context.command_path if context else "openbook"
-    return f"{message[:1].lower()}{message[1:]}; see `{path} --help`"
+    joint = " see" if message.endswith("?") else "; see"
+    return f"{message[:1].lower()}{message[1:]}{joint} `{path} --help`"
 
 
 def _fail(message: str, status: int) -> int:

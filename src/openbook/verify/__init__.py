@@ -1,0 +1,1 @@
+"""Checks of a release that need no trust in whoever made it."""
