@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -31,6 +32,7 @@ class AttentionMask:
     key_documents: Tensor | None = None  # int64 [B, S]
     window: int | None = None
     is_plain_causal: bool = False  # T == S, positions 0..T-1 in every row, no documents: backends may use a fast path
+    prepared: Tensor | None = None  # what `Ops.prepare_mask` derived from the fields above; only its backend reads it
 
 
 class Ops(Protocol):
@@ -53,8 +55,11 @@ class Ops(Protocol):
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Rotate x [B, T, N, H] by cos, sin [B, T, H/2], halves paired as (i, i + H/2) (arXiv 2104.09864)."""
 
+    def prepare_mask(self, mask: AttentionMask, dtype: torch.dtype) -> AttentionMask:
+        """The same mask with `prepared` filled in for q, k, v of `dtype`: done once a forward, not once a layer."""
+
     def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: float) -> Tensor:
-        """softmax(q k^T * scale, masked) v: q [B, T, N, H], k and v [B, S, K, H] to [B, T, N, H]; N is a multiple of K."""
+        """softmax(q k^T * scale, masked) v: q [B, T, N, H], k and v [B, S, K, H] to [B, T, N, H]; K divides N."""
 
     def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
         """silu(gate) * up, elementwise (SwiGLU, arXiv 2002.05202)."""

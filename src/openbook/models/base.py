@@ -1,0 +1,61 @@
+"""What every model family is to the rest of the system."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from openbook.models.config import ModelConfig
+from openbook.models.context import AttentionContext
+from openbook.ops.base import Ops
+
+
+class CausalModel(nn.Module):
+    """A decoder that predicts the next token.
+
+    Shapes: B batch, T tokens, D hidden_size, V vocab_size.
+    """
+
+    def __init__(self, config: ModelConfig, ops: Ops) -> None:
+        super().__init__()
+        self.config = config
+        self.ops = ops
+
+    @abstractmethod
+    def hidden_states(self, ids: Tensor, context: AttentionContext) -> Tensor:
+        """ids int64 [B, T] to the last layer's normalised output [B, T, D]."""
+
+    @abstractmethod
+    def project(self, hidden: Tensor) -> Tensor:
+        """hidden [..., D] to logits [..., V]."""
+
+    def forward(self, ids: Tensor, context: AttentionContext) -> Tensor:
+        """ids int64 [B, T] to logits [B, T, V]."""
+        return self.project(self.hidden_states(ids, context))
+
+    def loss(self, ids: Tensor, targets: Tensor, context: AttentionContext) -> Tensor:
+        """Sum of the negative log likelihood of `targets`, float32 scalar.
+
+        Args:
+            ids: int64 [B, T].
+            targets: int64 [B, T], the token that follows each of `ids`; negative where nothing is to be learned.
+        """
+        logits = self.forward(ids, context)
+        return self.ops.softmax_cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+@torch.no_grad()
+def init_weights(model: CausalModel, generator: torch.Generator) -> None:
+    """Fill all parameters: norms with 1, matrices from a normal of standard deviation `initializer_range`.
+
+    The numbers are drawn in float32 on the CPU in the order of `named_parameters`, so they depend on nothing but the
+    generator's state and the configuration.
+    """
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.fill_(1.0)
+        else:
+            drawn = torch.empty(parameter.shape, dtype=torch.float32)
+            parameter.copy_(drawn.normal_(0.0, model.config.initializer_range, generator=generator))

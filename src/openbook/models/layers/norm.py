@@ -1,0 +1,22 @@
+"""Normalisation layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from openbook.ops.base import Ops
+
+
+class RMSNorm(nn.Module):
+    """Root mean square normalisation over the last axis (arXiv 1910.07467)."""
+
+    def __init__(self, size: int, eps: float, ops: Ops) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+        self.ops = ops
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., size] to the same shape."""
+        return self.ops.rms_norm(x, self.weight, self.eps)

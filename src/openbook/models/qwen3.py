@@ -1,0 +1,68 @@
+"""Qwen 3, dense (arXiv 2505.09388): pre-norm decoder, grouped-query attention with normalised q and k, SwiGLU."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from openbook.models.base import CausalModel
+from openbook.models.config import ModelConfig
+from openbook.models.context import AttentionContext
+from openbook.models.layers.attention import Attention
+from openbook.models.layers.mlp import SwiGLU
+from openbook.models.layers.norm import RMSNorm
+from openbook.models.layers.rope import rope_tables
+from openbook.ops.base import Ops
+
+# B batch, T tokens, D hidden_size, V vocab_size
+
+
+class DecoderLayer(nn.Module):
+    """Attention and feed-forward, each on the normalised stream and added back to it."""
+
+    def __init__(self, config: ModelConfig, ops: Ops, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, ops)
+        self.self_attn = Attention(config, ops, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, ops)
+        self.mlp = SwiGLU(config, ops)
+
+    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], context: AttentionContext) -> Tensor:
+        """x [B, T, D] to the same shape."""
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rope, context)
+        out_BTD: Tensor = x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+        return out_BTD
+
+
+class Decoder(nn.Module):
+    """The stack without the output projection; named `model` in a checkpoint."""
+
+    def __init__(self, config: ModelConfig, ops: Ops) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, ops, layer) for layer in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, ops)
+
+
+class Qwen3(CausalModel):
+    """A Qwen 3 language model; weights are uninitialised until `init_weights` or a checkpoint fills them."""
+
+    def __init__(self, config: ModelConfig, ops: Ops) -> None:
+        super().__init__(config, ops)
+        self.model = Decoder(config, ops)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def hidden_states(self, ids: Tensor, context: AttentionContext) -> Tensor:
+        """See `CausalModel.hidden_states`."""
+        x_BTD = self.ops.embedding(ids, self.model.embed_tokens.weight)
+        context = context.prepare(self.ops, x_BTD.dtype)
+        rope = rope_tables(context.positions, self.config.head_dim, self.config.rope_theta, x_BTD.dtype)
+        for layer in self.model.layers:
+            x_BTD = layer(x_BTD, rope, context)
+        normed_BTD: Tensor = self.model.norm(x_BTD)
+        return normed_BTD
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """See `CausalModel.project`."""
+        head = self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
+        return self.ops.linear(hidden, head.weight)

@@ -1,0 +1,1 @@
+"""The arithmetic a model is made of: a protocol, and the backends that implement it."""

@@ -1,0 +1,88 @@
+"""Ops in PyTorch: the readable reference, and the path that runs on CPU and CUDA.
+
+Shapes: B batch, T query tokens, S key tokens, N query heads, K key-value heads, H head_dim, D features, V vocab_size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openbook.ops.base import AttentionMask
+
+
+def visible_keys(mask: AttentionMask) -> Tensor:
+    """The mask spelled out: bool [B, T, S], true where a query may see a key."""
+    query_BT1 = mask.query_positions[:, :, None]
+    key_B1S = mask.key_positions[:, None, :]
+    visible_BTS = key_B1S <= query_BT1
+    if mask.window is not None:
+        visible_BTS = visible_BTS & (query_BT1 - key_B1S < mask.window)
+    if mask.query_documents is not None and mask.key_documents is not None:
+        key_documents_B1S = mask.key_documents[:, None, :]
+        visible_BTS = visible_BTS & (mask.query_documents[:, :, None] == key_documents_B1S) & (key_documents_B1S >= 0)
+    return visible_BTS
+
+
+class TorchOps:
+    """The arithmetic through torch.nn.functional; holds no state, so one instance serves any number of models."""
+
+    name = "torch"
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """See `Ops.linear`."""
+        return F.linear(x, weight, bias)
+
+    def embedding(self, ids: Tensor, weight: Tensor) -> Tensor:
+        """See `Ops.embedding`."""
+        return F.embedding(ids, weight)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See `Ops.rms_norm`."""
+        return F.rms_norm(x, (x.shape[-1],), weight, eps)
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+        """See `Ops.layer_norm`."""
+        return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
+
+    def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """See `Ops.rope`."""
+        cos_BT1J, sin_BT1J = cos[:, :, None, :], sin[:, :, None, :]
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat((first * cos_BT1J - second * sin_BT1J, second * cos_BT1J + first * sin_BT1J), dim=-1)
+
+    def prepare_mask(self, mask: AttentionMask, dtype: torch.dtype) -> AttentionMask:
+        """See `Ops.prepare_mask`; `prepared` is an additive bias [B, 1, T, S] of `dtype`, 0 or a most negative number.
+
+        A finite number, not minus infinity: a query that sees no key (padding) then gets a mean instead of NaN.
+        """
+        if mask.is_plain_causal and mask.window is None:
+            return mask
+        bias_BTS = torch.where(visible_keys(mask), 0.0, torch.finfo(dtype).min).to(dtype)
+        return replace(mask, prepared=bias_BTS[:, None])
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: float) -> Tensor:
+        """See `Ops.attention`."""
+        if mask.prepared is None:
+            mask = self.prepare_mask(mask, q.dtype)
+        out_BNTH = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            attn_mask=mask.prepared,
+            is_causal=mask.prepared is None,
+            scale=scale,
+            enable_gqa=q.shape[2] != k.shape[2],
+        )
+        return out_BNTH.transpose(1, 2)
+
+    def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
+        """See `Ops.silu_mul`."""
+        return F.silu(gate) * up
+
+    def softmax_cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """See `Ops.softmax_cross_entropy`."""
+        return F.cross_entropy(logits.float(), targets.clamp_min(-1), ignore_index=-1, reduction="sum")
