@@ -1,0 +1,46 @@
+# `make` says what there is. Needs only make and a Python from 3.11 on; everything else goes into .venv.
+
+# The first of these that is new enough; give another with `make setup PYTHON=/path/to/python`.
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python3 python; do \
+	$$name -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
+# Test processes. One thread each: small tensors gain nothing from more.
+WORKERS ?= 2
+
+BIN := .venv/bin
+STAMP := .venv/.installed-from-pyproject
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint docs
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+
+setup: $(STAMP)  ## create .venv with everything in it; does nothing if that is done
+
+# torch comes first and by exact version: its arithmetic decides bits, so no other package may pull in another build.
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "openbook needs Python 3.11 or newer: install it, or give PYTHON=/path/to/python" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install --quiet torch==2.13.0
+	$(PIP) install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: setup  ## check the bundled model and watch it solve five fresh problems
+	@$(BIN)/openbook demo
+
+test: setup  ## run the tests that finish in minutes
+	$(PYTEST)
+
+test-all: setup  ## run every test, the long ones included
+	$(PYTEST) -m 'not cuda'
+
+lint: setup  ## style, types and the order of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: setup  ## write docs/cli.md anew from the commands
+	$(BIN)/python -m openbook.cli.reference docs/cli.md
