@@ -1,0 +1,40 @@
+"""What the engine asks of whatever computes logits. The engine is numpy only; a runner may be torch or native code."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class RunnerBatch(Protocol):
+    """Sequences that advance together, with their keys and values."""
+
+    def forward(self, token_ids: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Append tokens to every sequence and return what follows the last one.
+
+        Args:
+            token_ids: int64 [B, T], rows padded on the right with anything.
+            counts: int64 [B], how many tokens of each row are real, 1 to T; they take the sequence's next positions.
+
+        Returns:
+            float32 [B, V], the logits after each row's last real token.
+        """
+
+    def keep(self, rows: NDArray[np.int64]) -> None:
+        """Drop all sequences but `rows`, int64 [B'], ascending."""
+
+
+class Runner(Protocol):
+    """A model that is ready to compute."""
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of one sequence, prompt and answer together."""
+
+    def start(self, num_sequences: int, num_tokens: int) -> RunnerBatch:
+        """An empty batch with room for `num_tokens` tokens in each of `num_sequences` sequences."""
+
+    def logits(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits after every token of whole rows: int64 [B, T] to float32 [B, T, V]."""
