@@ -1,0 +1,279 @@
+"""Text to token ids and back, for our models and for any Hugging Face folder with a tokenizer.json."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+
+from openbook.core.errors import UserError, one_line
+from openbook.core.files import read_json, write_bytes, write_json
+
+PAD, END = "<|endoftext|>", "<|end|>"
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>")
+EFFORT_TOKENS = ("<|low|>", "<|medium|>", "<|high|>")
+# In the order of their ids, which follow the bytes and the merges.
+SPECIAL_TOKENS = (PAD, *ROLE_TOKENS, END, *EFFORT_TOKENS, THINK_OPEN, THINK_CLOSE)
+
+# The pattern of Qwen 2 (Qwen/Qwen2-0.5B, tokenizer.json): other runtimes know it by that name.
+QWEN2_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# A vocabulary may be padded for speed; the widest padding seen in a published model is 1,069 ids (gpt-oss).
+MAX_UNUSED_IDS = 2048
+
+_FIX = "restore it from its source, or name a folder with a whole tokenizer"
+
+
+class Tokenizer:
+    """A byte-exact tokenizer. Text is always text: what a user types never becomes a control token.
+
+    Args:
+        definition: the text of a tokenizer.json.
+        config: the values of tokenizer_config.json (`eos_token`, `bos_token`, `chat_template`, ...).
+        extra_stop_ids: ids that end an answer beside `eos_token`.
+
+    Raises:
+        UserError: the definition is not one that the tokenizers library reads.
+    """
+
+    def __init__(
+        self, definition: str, config: dict[str, Any] | None = None, extra_stop_ids: Iterable[int] = ()
+    ) -> None:
+        self.config = dict(config or {})
+        self._definition = definition
+        self._extra_stop_ids = tuple(extra_stop_ids)
+        try:
+            self._full = tokenizers.Tokenizer.from_str(definition)
+            self._text = tokenizers.Tokenizer.from_str(_without_control_tokens(definition))
+        except Exception as error:  # the library raises plain Exception
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(f"the tokenizer.json is corrupt ({reason}): {_FIX}") from error
+        self.control_tokens: dict[str, int] = {
+            token.content: index
+            for index, token in sorted(self._full.get_added_tokens_decoder().items())
+            if _is_control(token.content, token.special)
+        }
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Tokenizer:
+        """Read tokenizer.json and, where they stand, tokenizer_config.json and generation_config.json (stop ids).
+
+        Raises:
+            UserError: tokenizer.json is missing or corrupt.
+        """
+        folder = Path(folder)
+        path = folder / "tokenizer.json"
+        try:
+            definition = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is corrupt (not UTF-8): {_FIX}") from error
+        except OSError as error:
+            raise one_line(error, f"read the tokenizer {path}") from error
+        config = _read_optional(folder / "tokenizer_config.json")
+        stops = _read_optional(folder / "generation_config.json").get("eos_token_id")
+        stop_ids = stops if isinstance(stops, list) else [] if stops is None else [stops]
+        try:
+            return cls(definition, config, stop_ids)
+        except UserError as error:
+            raise UserError(str(error).replace("the tokenizer.json", str(path))) from error
+
+    def save(self, folder: Path | str) -> None:
+        """Write tokenizer.json and tokenizer_config.json; Transformers' AutoTokenizer reads both as they are."""
+        folder = Path(folder)
+        write_bytes(folder / "tokenizer.json", self._definition.encode())
+        write_json(folder / "tokenizer_config.json", self.config)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tokenizer, (self._definition, self.config, self._extra_stop_ids)
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """One more than the highest id."""
+        return max(self._full.get_vocab(with_added_tokens=True).values()) + 1
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end an answer."""
+        eos = self._config_token("eos_token")
+        known = () if eos is None else (self._full.token_to_id(eos),)
+        return frozenset(index for index in (*known, *self._extra_stop_ids) if index is not None)
+
+    @cached_property
+    def pad_id(self) -> int:
+        """The id that fills rows; 0 where the tokenizer has none."""
+        pad = self._config_token("pad_token")
+        index = None if pad is None else self._full.token_to_id(pad)
+        return 0 if index is None else index
+
+    def special_id(self, name: str) -> int:
+        """The id of a control token by its text, such as "<|end|>".
+
+        Raises:
+            UserError: this tokenizer has no such control token.
+        """
+        if name not in self.control_tokens:
+            known = ", ".join(self.control_tokens) or "none"
+            raise UserError(f"the tokenizer has no special token {name} (it has {known[:200]}): wrong tokenizer?")
+        return self.control_tokens[name]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text; a control token written in it is text like any other."""
+        ids: list[int] = self._text.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of many texts, faster than one by one."""
+        return [item.ids for item in self._text.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
+        """The text of ids. Bytes that are no UTF-8 become U+FFFD.
+
+        Args:
+            skip_special: leave out every control token, thinking marks included.
+
+        Raises:
+            UserError: an id is not in the vocabulary.
+        """
+        if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
+            wrong = next(index for index in ids if not 0 <= index < self.vocab_size)
+            raise UserError(f"token id {wrong} is outside the vocabulary of {self.vocab_size}: wrong tokenizer?")
+        if skip_special:
+            control = self._control_ids
+            ids = [index for index in ids if index not in control]
+        text: str = self._full.decode(ids, skip_special_tokens=False)
+        return text
+
+    @cached_property
+    def control_pattern(self) -> re.Pattern[str] | None:
+        """Matches every control token, longest first, in its one group; whitespace that a token eats is outside it."""
+        added = self._full.get_added_tokens_decoder()
+        parts = []
+        for text, index in sorted(self.control_tokens.items(), key=lambda item: -len(item[0])):
+            left, right = (r"\s*" if eats else "" for eats in (added[index].lstrip, added[index].rstrip))
+            parts.append(f"{left}{re.escape(text)}{right}")
+        return re.compile(f"({'|'.join(parts)})") if parts else None
+
+    @cached_property
+    def _control_ids(self) -> frozenset[int]:
+        return frozenset(self.control_tokens.values())
+
+    def _config_token(self, key: str) -> str | None:
+        """A token's text from tokenizer_config.json, where it is a string or an object with `content`."""
+        value = self.config.get(key)
+        return value["content"] if isinstance(value, dict) else value
+
+
+class StreamDecoder:
+    """Decodes ids as they come. The pieces together equal `decode` of all ids, and none ends inside a character."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool = False) -> None:
+        self._tokenizer, self._skip_special = tokenizer, skip_special
+        # The ids before `_num_shown` are kept because some decoders look at what stands before a token.
+        self._ids: list[int] = []
+        self._num_shown = 0
+
+    def feed(self, ids: Sequence[int]) -> str:
+        """The text that is complete after `ids`; "" while a character is still open."""
+        self._ids.extend(ids)
+        piece = self._rest()
+        return "" if piece.endswith("\ufffd") else self._take(piece)
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD for a character that was never completed, else ""."""
+        return self._take(self._rest())
+
+    def _rest(self) -> str:
+        shown = self._tokenizer.decode(self._ids[: self._num_shown], self._skip_special)
+        return self._tokenizer.decode(self._ids, self._skip_special)[len(shown) :]
+
+    def _take(self, piece: str) -> str:
+        if piece:
+            self._ids = self._ids[self._num_shown :]
+            self._num_shown = len(self._ids)
+        return piece
+
+
+def require_match(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Check that a tokenizer can belong to a model.
+
+    Args:
+        vocab_size: rows of the model's embedding.
+
+    Raises:
+        UserError: the tokenizer has ids that the model lacks, or knows far fewer ids than the model.
+    """
+    has = tokenizer.vocab_size
+    if has > vocab_size or vocab_size - has > MAX_UNUSED_IDS:
+        raise UserError(
+            f"wrong tokenizer: it has {has} tokens and the model has {vocab_size}: "
+            "use the tokenizer.json that came with the model"
+        )
+
+
+def pre_tokenizer() -> pre_tokenizers.PreTokenizer:
+    """Qwen 2's: split by the pattern, then write bytes as printable characters."""
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN2_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def assemble(merges: Sequence[tuple[str, str]]) -> Tokenizer:
+    """The tokenizer of a list of merges: 256 bytes, one token a merge, then the special tokens.
+
+    Args:
+        merges: pairs of tokens in the byte-level alphabet, in order of rank.
+    """
+    vocabulary: dict[str, int] = {}
+    for token in (*sorted(pre_tokenizers.ByteLevel.alphabet()), *(left + right for left, right in merges)):
+        vocabulary.setdefault(token, len(vocabulary))
+    model = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
+    # No normalizer: Qwen 2 composes characters (NFC), which would not give the same text back.
+    model.pre_tokenizer = pre_tokenizer()
+    model.decoder = decoders.ByteLevel()
+    # The thinking marks are not "special" in the library's sense, so that decoding without special tokens shows them.
+    model.add_tokens(
+        [
+            AddedToken(token, special=token not in (THINK_OPEN, THINK_CLOSE), normalized=False)
+            for token in SPECIAL_TOKENS
+        ]
+    )
+    # PreTrainedTokenizerFast reads tokenizer.json as it is; Qwen2Tokenizer would build its own, with a normalizer.
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": END,
+        "pad_token": PAD,
+        "clean_up_tokenization_spaces": False,
+        "add_bos_token": False,
+        "add_prefix_space": False,
+    }
+    return Tokenizer(model.to_str(pretty=True), config)
+
+
+def _is_control(content: str, special: bool) -> bool:
+    """Whether an added token steers the model. Runs of spaces, which some families add, are text."""
+    return special or not content.isspace()
+
+
+def _without_control_tokens(definition: str) -> str:
+    """The same tokenizer for text only: no control tokens, nothing put around the text, no cutting or filling."""
+    values = msgspec.json.decode(definition)
+    values["added_tokens"] = [t for t in values.get("added_tokens", ()) if not _is_control(t["content"], t["special"])]
+    values.update(post_processor=None, truncation=None, padding=None)
+    return msgspec.json.encode(values).decode()
+
+
+def _read_optional(path: Path) -> dict[str, Any]:
+    values = read_json(path, "tokenizer configuration") if path.exists() else {}
+    return values if isinstance(values, dict) else {}
