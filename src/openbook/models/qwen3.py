@@ -8,6 +8,7 @@ from openbook.models.base import CausalModel
 from openbook.models.config import ModelConfig
 from openbook.models.context import AttentionContext
 from openbook.models.layers.attention import Attention
+from openbook.models.layers.linear import Embedding, Linear
 from openbook.models.layers.mlp import SwiGLU
 from openbook.models.layers.norm import RMSNorm
 from openbook.models.layers.rope import rope_tables
@@ -38,7 +39,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig, ops: Ops) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, ops)
         self.layers = nn.ModuleList(DecoderLayer(config, ops, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, ops)
 
@@ -50,11 +51,11 @@ class Qwen3(CausalModel):
         super().__init__(config, ops)
         self.model = Decoder(config, ops)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, ops)
 
     def hidden_states(self, ids: Tensor, context: AttentionContext) -> Tensor:
         """See `CausalModel.hidden_states`."""
-        x_BTD = self.ops.embedding(ids, self.model.embed_tokens.weight)
+        x_BTD = self.model.embed_tokens(ids)
         context = context.prepare(self.ops, x_BTD.dtype)
         rope = rope_tables(context.positions, self.config.head_dim, self.config.rope_theta, x_BTD.dtype)
         for layer in self.model.layers:

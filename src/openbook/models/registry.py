@@ -44,17 +44,18 @@ _WITHOUT_MEANING = frozenset(
 )
 
 
-def build_model(config: ModelConfig, ops: Ops) -> CausalModel:
+def build_model(config: ModelConfig, ops: Ops, device: torch.device | str = "cpu") -> CausalModel:
     """A model of that shape; its weights are uninitialised: call `init_weights` or load a checkpoint.
+
+    On the device "meta" the weights have shapes and no memory.
 
     Raises:
         UserError: the family is not known.
     """
     family = _family(config.model_type, "the model configuration")
-    # nn.Linear draws random numbers when it is built; on the meta device that costs nothing and touches no generator.
     with torch.device("meta"):
         model = family.model(config, ops)
-    return model.to_empty(device=torch.get_default_device())
+    return model if str(device) == "meta" else model.to_empty(device=device)
 
 
 def config_from_hf(values: Mapping[str, Any], where: str) -> ModelConfig:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from openbook.models.config import ModelConfig
 from openbook.models.context import AttentionContext
+from openbook.models.layers.linear import Linear
 from openbook.models.layers.norm import RMSNorm
 from openbook.ops.base import Ops
 
@@ -22,17 +23,18 @@ class Attention(nn.Module):
         self.layer = layer
         self.head_dim = config.head_dim
         self.splits = [config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads]
-        self.qkv_proj = nn.Linear(config.hidden_size, sum(self.splits) * config.head_dim, bias=False)
-        self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
+        self.qkv_proj = Linear(config.hidden_size, sum(self.splits) * config.head_dim, ops)
+        self.o_proj = Linear(config.num_attention_heads * config.head_dim, config.hidden_size, ops)
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, ops)
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, ops)
 
     def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], context: AttentionContext) -> Tensor:
         """x [B, T, D], rope tables [B, T, H/2] to [B, T, D]."""
         B, T, _ = x_BTD.shape
-        qkv = self.ops.linear(x_BTD, self.qkv_proj.weight).view(B, T, -1, self.head_dim)
+        qkv = self.qkv_proj(x_BTD).view(B, T, -1, self.head_dim)
         q_BTNH, k_BTKH, v_BTKH = torch.split(qkv, self.splits, dim=2)
         q_BTNH = self.ops.rope(self.q_norm(q_BTNH), *rope)
         k_BTKH = self.ops.rope(self.k_norm(k_BTKH), *rope)
         out_BTNH = context.attend(self.ops, self.layer, q_BTNH, k_BTKH, v_BTKH, self.head_dim**-0.5)
-        return self.ops.linear(out_BTNH.reshape(B, T, -1), self.o_proj.weight)
+        out_BTD: Tensor = self.o_proj(out_BTNH.reshape(B, T, -1))
+        return out_BTD

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from openbook.models.config import ModelConfig
+from openbook.models.layers.linear import Linear
 from openbook.ops.base import Ops
 
 
@@ -14,10 +15,11 @@ class SwiGLU(nn.Module):
     def __init__(self, config: ModelConfig, ops: Ops) -> None:
         super().__init__()
         self.ops = ops
-        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size, ops)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, ops)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, T, hidden_size] to the same shape."""
-        gate, up = self.ops.linear(x, self.gate_up_proj.weight).chunk(2, dim=-1)
-        return self.ops.linear(self.ops.silu_mul(gate, up), self.down_proj.weight)
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        out: Tensor = self.down_proj(self.ops.silu_mul(gate, up))
+        return out

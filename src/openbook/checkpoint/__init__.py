@@ -1,0 +1,1 @@
+"""Weights on disk: safetensors files and folders as Transformers writes them."""

@@ -1,0 +1,37 @@
+"""Matrices: a projection and an embedding, their arithmetic through Ops."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from openbook.ops.base import Ops
+
+
+class Linear(nn.Module):
+    """x W^T without bias. The weight is uninitialised: `init_weights` or a checkpoint fills it.
+
+    (torch.nn.Linear draws random numbers when built; on the meta device that alone imports the compiler, one second.)
+    """
+
+    def __init__(self, in_features: int, out_features: int, ops: Ops) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.ops = ops
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in_features] to [..., out_features]."""
+        return self.ops.linear(x, self.weight)
+
+
+class Embedding(nn.Module):
+    """Rows of a table [num_embeddings, size]. The weight is uninitialised, as in `Linear`."""
+
+    def __init__(self, num_embeddings: int, size: int, ops: Ops) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_embeddings, size))
+        self.ops = ops
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids int64 [...] to [..., size]."""
+        return self.ops.embedding(ids, self.weight)
