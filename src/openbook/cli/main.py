@@ -35,7 +35,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
-class _Interrupted(Exception):
+class _InterruptedError(Exception):
     """Ctrl-C, with what the command has to say about it."""
 
 
@@ -76,7 +76,7 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            raise _Interrupted(str(error)) from error
+            raise _InterruptedError(str(error)) from error
         except BrokenPipeError:
             _silence_stdout()
             return EXIT_BROKEN_PIPE
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         action = f"use {os.fspath(error.filename)!s}" if error.filename is not None else "go on"
         return _fail(str(one_line(error, action)), EXIT_BAD_INPUT)
-    except _Interrupted as error:
+    except _InterruptedError as error:
         return _fail(str(error) or "stopped", EXIT_INTERRUPTED)
     except (click.Abort, KeyboardInterrupt):
         return _fail("stopped", EXIT_INTERRUPTED)
