@@ -146,7 +146,7 @@ class CachedContext:
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep only the sequences at `rows`, in that order."""
-        index = torch.tensor(list(rows), device=self._keys[0].device)
+        index = torch.tensor(list(rows), dtype=torch.int64, device=self._keys[0].device)
         self._keys = [keys.index_select(0, index) for keys in self._keys]
         self._values = [values.index_select(0, index) for values in self._values]
         self.lengths = [self.lengths[row] for row in rows]
