@@ -84,7 +84,9 @@ class Task(ABC):
 
     def _dataset(self, difficulty: Difficulty, params: Mapping[str, Any]) -> Any:
         values = {**(self.hard if difficulty == "hard" else {}), **params}
-        return _dataset(self.name, tuple(sorted(values.items(), key=lambda item: item[0])))
+        # Lists, as they come from a recipe, cannot be keys of the cache.
+        hashable = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        return _dataset(self.name, tuple(sorted(hashable.items(), key=lambda item: item[0])))
 
 
 @lru_cache(maxsize=128)
