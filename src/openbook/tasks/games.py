@@ -58,4 +58,101 @@ def _name(index: int) -> str:
     return letter if index < 26 else _name(index // 26 - 1) + letter
 
 
-TASKS: list[Task] = [AB()]
+class NQueens(Task):
+    """Squares as in chess, column letter and row number. First the queens that stand. Then one line a visit to an empty
+    row: its number, the columns that are free, and the squares tried in order, each with the queen that hits it on a
+    diagonal (a1/c3), up to the first safe one. A row without a safe square sends the search back to the row before,
+    which goes on behind the square it had.
+    """
+
+    name = "n_queens"
+    group = "games"
+    summary = "complete a board with queens that do not attack each other"
+    hard: ClassVar[Mapping[str, Any]] = {"n": 8, "min_remove": 4, "max_remove": 6}
+
+    def work(self, problem: Problem) -> Work:
+        board: list[list[str]] = problem.entry["metadata"]["puzzle"]
+        size = len(board)
+        queens = {row: line.index("Q") for row, line in enumerate(board) if "Q" in line}  # row: column
+        lines = [" ".join(_square(row, column) for row, column in queens.items())]
+        empty = [row for row in range(size) if row not in queens]
+        depth = 0
+        start = 0  # columns before it were tried in the row at hand
+        while depth < len(empty):
+            row = empty[depth]
+            free = [column for column in range(size) if column not in queens.values()]
+            tries: list[str] = []
+            for column in (column for column in free if column >= start):
+                hit = next((other for other in queens.items() if abs(other[0] - row) == abs(other[1] - column)), None)
+                tries.append(_square(row, column) + (f"/{_square(*hit)}" if hit else ""))
+                if hit is None:
+                    queens[row] = column
+                    break
+            lines.append(
+                f"{row + 1} {' '.join(map(_name, free))}: {' '.join([*tries, *([] if row in queens else '-')])}"
+            )
+            if row in queens:
+                depth, start = depth + 1, 0
+            else:
+                depth -= 1
+                start = queens.pop(empty[depth]) + 1
+        answer = "\n".join(
+            " ".join("Q" if queens[row] == column else "_" for column in range(size)) for row in range(size)
+        )
+        # A diagonal is a sum or a difference of row and column: sorted, no two are alike.
+        sums = sorted(row + column for row, column in queens.items())
+        differences = sorted(row - column for row, column in queens.items())
+        columns = " ".join(map(_name, sorted(queens.values())))
+        check = f"{columns}; {' '.join(map(str, sums))}; {' '.join(map(str, differences))}"
+        return Work(steps="\n".join(lines), check=check, answer=answer)
+
+
+def _square(row: int, column: int) -> str:
+    return f"{_name(column)}{row + 1}"
+
+
+_SIDES = ("top", "right", "front", "left", "back", "bottom")
+# Side that comes to the top: for each side, the side whose colour it takes.
+_TAKES: dict[str, dict[str, str]] = {
+    "front": {"top": "front", "front": "bottom", "bottom": "back", "back": "top"},
+    "right": {"top": "right", "right": "bottom", "bottom": "left", "left": "top"},
+    "back": {"top": "back", "back": "bottom", "bottom": "front", "front": "top"},
+    "left": {"top": "left", "left": "bottom", "bottom": "right", "right": "top"},
+    "bottom": {"top": "bottom", "bottom": "top", "front": "back", "back": "front"},
+}
+
+
+class ColorCubeRotation(Task):
+    """One line a rotation: the side that comes to the top, then the six colours in the order of the question
+    (top, right, front, left, back, bottom). The last line names the side asked for.
+    """
+
+    name = "color_cube_rotation"
+    group = "games"
+    summary = "follow the colours of a cube through rotations"
+    hard: ClassVar[Mapping[str, Any]] = {"min_rotations": 10, "max_rotations": 50}
+
+    def work(self, problem: Problem) -> Work:
+        metadata = problem.entry["metadata"]
+        start: dict[str, str] = metadata["initial_state"]
+        target: str = metadata["target_side"]
+        colors = {side: start[side] for side in _SIDES}
+        lines = [_row("start", colors)]
+        for rotation in metadata["rotations"]:
+            takes = _TAKES[rotation]
+            colors = {side: colors[takes.get(side, side)] for side in _SIDES}
+            lines.append(_row(rotation, colors))
+        answer = colors[target]
+        lines.append(f"{target}: {answer}")
+        # The same from the end: where was this side before each rotation, back to the start?
+        path = [target]
+        for rotation in reversed(metadata["rotations"]):
+            path.append(_TAKES[rotation].get(path[-1], path[-1]))
+        return Work(steps="\n".join(lines), check=f"{' < '.join(path)}: {start[path[-1]]}", answer=answer)
+
+
+def _row(label: str, colors: Mapping[str, str]) -> str:
+    return f"{label}: {' '.join(colors[side] for side in _SIDES)}"
+
+
+TASKS: list[Task] = [AB(), NQueens(), ColorCubeRotation()]

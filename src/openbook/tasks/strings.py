@@ -164,4 +164,121 @@ class IsomorphicStrings(Task):
         return dataset
 
 
-TASKS: list[Task] = [SpellBackward(), LetterCounting(), PalindromeGeneration(), IsomorphicStrings()]
+class StringInsertion(Task):
+    """Copy the string; behind four letters in alphabetical order (E is followed by A), none of which was used before,
+    put the inserted letter in brackets: it is the first of the four.
+
+    BABCDEE: BABCD(A)EE
+    """
+
+    name = "string_insertion"
+    group = "strings"
+    summary = "insert a letter behind every pattern of four"
+    hard: ClassVar[Mapping[str, Any]] = {"min_string_length": 50, "max_string_length": 100}
+
+    def work(self, problem: Problem) -> Work:
+        string: str = problem.entry["metadata"]["string"]
+        copied: list[str] = []
+        counted: list[str] = []
+        run = 0  # how many letters up to here are in order; an insertion starts the count anew
+        for index, letter in enumerate(string):
+            run = run + 1 if run and letter == _after(string[index - 1]) else 1
+            copied.append(letter)
+            counted.append(f"{letter}{run}")
+            if run == 4:
+                copied.append(f"({string[index - 3]})")
+                counted.append(string[index - 3])
+                run = 0
+        steps = "".join(copied)
+        # Once more by counting: each letter with the length of its run; at 4 the letter that goes in.
+        return Work(steps=steps, check="".join(counted), answer=steps.replace("(", "").replace(")", ""))
+
+
+def _after(letter: str) -> str:
+    """The next letter of the circle A B C D E."""
+    return "ABCDE"[("ABCDE".index(letter) + 1) % 5]
+
+
+# Cribs: words to look for in a cipher text, those that settle most first. Two-letter words come late: BY and HE differ
+# by one rotation, so fitting is not enough for them, and what they give must read as English too.
+_CRIBS = tuple(
+    "the and you for of is at that his was are not all an to in it he by as be or we on my me with your have this from"
+    " will here one her has our had had they which".split()
+)
+_COMMON_LETTERS = frozenset("etaoinshrdlu")
+# The text has AËRIAL once, and the generator enciphers Ë as if it were I.
+_SPELLINGS = {"AIRIAL": "AËRIAL"}
+
+
+class CaesarCipher(Task):
+    """Lay common words over words of the same length. Each pair of letters gives a key: the cipher letter that stands
+    for a. A word that fits gives the same key all along, and with it every letter is read, cipher and plain in turn.
+
+    ESP NLE: EtL ShL PeL / L EtShPe NcLaEt, "THE CAT".
+    """
+
+    name = "caesar_cipher"
+    group = "strings"
+    summary = "decrypt a sentence whose letters were all rotated alike"
+    hard: ClassVar[Mapping[str, Any]] = {"min_rotation": 15, "max_rotation": 25, "min_words": 15, "max_words": 25}
+
+    def work(self, problem: Problem) -> Work:
+        words = str(problem.entry["metadata"]["cipher_text"]).split()
+        key, trials = _find_key(words)
+        plain = [_shift(word, key) for word in words]
+        read = [_interleave(word, text) for word, text in zip(words, plain, strict=True)]
+        # Encrypt the longest word again: the cipher text has it.
+        longest = max(range(len(words)), key=lambda index: len(words[index]))
+        check = f"{_interleave(plain[longest].lower(), words[longest].upper(), '')} {words[longest]}"
+        answer = " ".join(_SPELLINGS.get(word, word) for word in (text.upper() for text in plain))
+        return Work(steps=f"{trials}\n{key} {' '.join(read)}", check=check, answer=answer)
+
+
+def _find_key(words: Sequence[str]) -> tuple[str, str]:
+    """The key (the cipher letter that stands for a), and the trials that lead to it."""
+    trials: list[str] = []
+    for crib in _CRIBS:
+        for word in dict.fromkeys(word for word in words if len(word) == len(crib)):
+            keys = [_key(cipher, letter) for cipher, letter in zip(word, crib, strict=True)]
+            agreeing = next((i for i, key in enumerate(keys) if key != keys[0]), len(keys))
+            shown = min(agreeing + 1, len(keys))
+            trials.append(" ".join(f"{word[i]}{crib[i]}{keys[i]}" for i in range(shown)))
+            if agreeing == len(keys) and _reads_as_english(words, keys[0]):
+                return keys[0], " ".join(trials)
+    # No crib fits: the key whose text has the most common letters.
+    letters = "".join(words)
+    key = max(map(chr, range(ord("B"), ord("Z") + 1)), key=lambda key: _common(_shift(letters, key)))
+    return key, " ".join([*trials, key])
+
+
+def _key(cipher: str, letter: str) -> str:
+    return chr((ord(cipher) - ord("A") - (ord(letter) - ord("a"))) % 26 + ord("A"))
+
+
+def _shift(word: str, key: str) -> str:
+    """Decrypt a word of capitals to small letters."""
+    return "".join(chr((ord(cipher) - ord(key)) % 26 + ord("a")) for cipher in word)
+
+
+def _interleave(first: str, second: str, between: str = "") -> str:
+    return between.join(a + b for a, b in zip(first, second, strict=True))
+
+
+def _common(text: str) -> int:
+    return sum(letter in _COMMON_LETTERS for letter in text)
+
+
+def _reads_as_english(words: Sequence[str], key: str) -> bool:
+    """Six letters in ten of an English text are among the twelve most common ones; of a wrong rotation, fewer."""
+    text = _shift("".join(words), key)
+    return 10 * _common(text) >= 6 * len(text) and key != "A"
+
+
+TASKS: list[Task] = [
+    SpellBackward(),
+    LetterCounting(),
+    PalindromeGeneration(),
+    IsomorphicStrings(),
+    StringInsertion(),
+    CaesarCipher(),
+]
