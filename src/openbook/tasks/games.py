@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from openbook.tasks.base import Problem, Task, Work
@@ -59,10 +59,11 @@ def _name(index: int) -> str:
 
 
 class NQueens(Task):
-    """Squares as in chess, column letter and row number. First the queens that stand. Then one line a visit to an empty
-    row: its number, the columns that are free, and the squares tried in order, each with the queen that hits it on a
-    diagonal (a1/c3), up to the first safe one. A row without a safe square sends the search back to the row before,
-    which goes on behind the square it had.
+    """Squares as in chess, column letter and row number. First the queens that stand. Then each empty row: the squares
+    of the free columns, each with the queen that hits it on a diagonal (a1/c3). Then the search, rows with the fewest
+    safe squares first: one line a visit, with the squares tried in order, each with the new queen that hits it, up to
+    the first safe one. A row without one (-) sends the search back to the row before, which goes on behind the square
+    it had.
     """
 
     name = "n_queens"
@@ -73,38 +74,58 @@ class NQueens(Task):
     def work(self, problem: Problem) -> Work:
         board: list[list[str]] = problem.entry["metadata"]["puzzle"]
         size = len(board)
-        queens = {row: line.index("Q") for row, line in enumerate(board) if "Q" in line}  # row: column
-        lines = [" ".join(_square(row, column) for row, column in queens.items())]
-        empty = [row for row in range(size) if row not in queens]
-        depth = 0
-        start = 0  # columns before it were tried in the row at hand
-        while depth < len(empty):
-            row = empty[depth]
-            free = [column for column in range(size) if column not in queens.values()]
-            tries: list[str] = []
-            for column in (column for column in free if column >= start):
-                hit = next((other for other in queens.items() if abs(other[0] - row) == abs(other[1] - column)), None)
-                tries.append(_square(row, column) + (f"/{_square(*hit)}" if hit else ""))
-                if hit is None:
-                    queens[row] = column
-                    break
-            lines.append(
-                f"{row + 1} {' '.join(map(_name, free))}: {' '.join([*tries, *([] if row in queens else '-')])}"
-            )
-            if row in queens:
-                depth, start = depth + 1, 0
-            else:
-                depth -= 1
-                start = queens.pop(empty[depth]) + 1
-        answer = "\n".join(
-            " ".join("Q" if queens[row] == column else "_" for column in range(size)) for row in range(size)
+        queens = [(row, line.index("Q")) for row, line in enumerate(board) if "Q" in line]
+        lines = [" ".join(_square(*queen) for queen in queens)]
+        taken = {column for _, column in queens}
+        safe: dict[int, list[int]] = {}
+        for row in sorted(set(range(size)) - {row for row, _ in queens}):
+            hits = {column: _diagonal_hit(queens, row, column) for column in range(size) if column not in taken}
+            lines.append(" ".join(_tried(row, column, hit) for column, hit in hits.items()))
+            safe[row] = [column for column, hit in hits.items() if hit is None]
+        order = sorted(safe, key=lambda row: len(safe[row]))
+        placed, search = _search(order, safe)
+        solution = dict([*queens, *placed])
+        answer = "\n".join(" ".join("Q" if solution[row] == c else "_" for c in range(size)) for row in range(size))
+        # A diagonal is a sum or a difference of row and column: sorted, no two are alike. Nor are two columns.
+        checks = (
+            [_name(column) for column in sorted(solution.values())],
+            [str(total) for total in sorted(row + column for row, column in solution.items())],
+            [str(difference) for difference in sorted(row - column for row, column in solution.items())],
         )
-        # A diagonal is a sum or a difference of row and column: sorted, no two are alike.
-        sums = sorted(row + column for row, column in queens.items())
-        differences = sorted(row - column for row, column in queens.items())
-        columns = " ".join(map(_name, sorted(queens.values())))
-        check = f"{columns}; {' '.join(map(str, sums))}; {' '.join(map(str, differences))}"
-        return Work(steps="\n".join(lines), check=check, answer=answer)
+        return Work(steps="\n".join([*lines, *search]), check="; ".join(map(" ".join, checks)), answer=answer)
+
+
+def _search(order: Sequence[int], safe: Mapping[int, Sequence[int]]) -> tuple[list[tuple[int, int]], list[str]]:
+    """Fill the rows in order, each from its safe columns, with backtracking: squares (row, column), and one line a visit."""
+    placed: list[tuple[int, int]] = []
+    lines: list[str] = []
+    behind = -1  # columns up to it were tried in the row at hand
+    while len(placed) < len(order):
+        row = order[len(placed)]
+        tries: list[str] = []
+        found = None
+        for column in (column for column in safe[row] if column > behind):
+            hit = next((queen for queen in placed if queen[1] == column), None) or _diagonal_hit(placed, row, column)
+            tries.append(_tried(row, column, hit))
+            if hit is None:
+                found = (row, column)
+                break
+        lines.append(" ".join([*tries, *([] if found else "-")]))
+        if found:
+            placed.append(found)
+            behind = -1
+        else:
+            behind = placed.pop()[1]
+    return placed, lines
+
+
+def _diagonal_hit(queens: Sequence[tuple[int, int]], row: int, column: int) -> tuple[int, int] | None:
+    """The first queen on a diagonal of the square."""
+    return next((queen for queen in queens if abs(queen[0] - row) == abs(queen[1] - column)), None)
+
+
+def _tried(row: int, column: int, hit: tuple[int, int] | None) -> str:
+    return _square(row, column) + (f"/{_square(*hit)}" if hit else "")
 
 
 def _square(row: int, column: int) -> str:

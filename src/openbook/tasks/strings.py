@@ -199,13 +199,34 @@ def _after(letter: str) -> str:
     return "ABCDE"[("ABCDE".index(letter) + 1) % 5]
 
 
-# Cribs: words to look for in a cipher text, those that settle most first. Two-letter words come late: BY and HE differ
-# by one rotation, so fitting is not enough for them, and what they give must read as English too.
-_CRIBS = tuple(
-    "the and you for of is at that his was are not all an to in it he by as be or we on my me with your have this from"
-    " will here one her has our had had they which".split()
+# Cribs: words to look for in a cipher text, those that settle most first. Short ones come late: BE and OR differ by one
+# rotation, as do BY and HE, so fitting is not enough for them: what they give must read as English too.
+_CRIBS: tuple[str, ...] = (
+    *("the", "and", "you", "for", "of", "is", "at", "that", "his", "was", "are", "not", "all", "an", "to", "mr", "in"),
+    *(
+        "it",
+        "he",
+        "by",
+        "as",
+        "be",
+        "or",
+        "we",
+        "on",
+        "my",
+        "me",
+        "with",
+        "your",
+        "have",
+        "this",
+        "from",
+        "will",
+        "one",
+    ),
+    *("her", "has", "our", "had", "they", "which"),
 )
 _COMMON_LETTERS = frozenset("etaoinshrdlu")
+_RARE_LETTERS = frozenset("jqxz")
+_ABBREVIATIONS = ("mr", "mrs", "dr", "www")
 # The text has AËRIAL once, and the generator enciphers Ë as if it were I.
 _SPELLINGS = {"AIRIAL": "AËRIAL"}
 
@@ -243,11 +264,13 @@ def _find_key(words: Sequence[str]) -> tuple[str, str]:
             agreeing = next((i for i, key in enumerate(keys) if key != keys[0]), len(keys))
             shown = min(agreeing + 1, len(keys))
             trials.append(" ".join(f"{word[i]}{crib[i]}{keys[i]}" for i in range(shown)))
-            if agreeing == len(keys) and _reads_as_english(words, keys[0]):
-                return keys[0], " ".join(trials)
+            if agreeing == len(keys):
+                if _reads_as_english([_shift(cipher, keys[0]) for cipher in words]):
+                    return keys[0], " ".join(trials)
+                trials.append("no")
     # No crib fits: the key whose text has the most common letters.
     letters = "".join(words)
-    key = max(map(chr, range(ord("B"), ord("Z") + 1)), key=lambda key: _common(_shift(letters, key)))
+    key = max(map(chr, range(ord("B"), ord("Z") + 1)), key=lambda key: _weight(_shift(letters, key)))
     return key, " ".join([*trials, key])
 
 
@@ -264,14 +287,17 @@ def _interleave(first: str, second: str, between: str = "") -> str:
     return between.join(a + b for a, b in zip(first, second, strict=True))
 
 
-def _common(text: str) -> int:
-    return sum(letter in _COMMON_LETTERS for letter in text)
+def _weight(text: str) -> int:
+    """Common letters count one, rare ones minus two."""
+    return sum((letter in _COMMON_LETTERS) - 2 * (letter in _RARE_LETTERS) for letter in text)
 
 
-def _reads_as_english(words: Sequence[str], key: str) -> bool:
-    """Six letters in ten of an English text are among the twelve most common ones; of a wrong rotation, fewer."""
-    text = _shift("".join(words), key)
-    return 10 * _common(text) >= 6 * len(text) and key != "A"
+def _reads_as_english(words: Sequence[str]) -> bool:
+    """Nearly every word has a vowel, and the letters weigh more than half their number."""
+    odd = sum(not set(word) & set("aeiouy") or (len(word) == 1 and word not in "aio") for word in words)
+    odd -= sum(word in _ABBREVIATIONS for word in words)
+    text = "".join(words)
+    return odd <= len(words) // 6 and 100 * _weight(text) >= 55 * len(text)
 
 
 TASKS: list[Task] = [
