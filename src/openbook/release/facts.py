@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import msgspec
+
+from openbook.core.errors import UserError
+from openbook.core.files import read_bytes, read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,3 +116,75 @@ class ReleaseFacts:
     def trained_tokens(self) -> int:
         """Tokens read over all steps and stages, padding not counted."""
         return sum(stage.trained_tokens for stage in self.stages)
+
+
+def read_scores(folder: Path) -> tuple[Score, ...]:
+    """All scores of the evaluations below `folder`, those of easy problems first; () if there are none.
+
+    Raises:
+        UserError: a summary cannot be read or lacks something.
+    """
+    scores = [score for path in _summaries(folder) for score in _scores_of(path)]
+    order = {"easy": 0, "hard": 1, "medium": 0, "high": 1, "low": 2}
+    return tuple(sorted(scores, key=lambda score: (order.get(score.difficulty, 9), order.get(score.effort, 9))))
+
+
+def read_transcripts(folder: Path) -> tuple[Transcript, ...]:
+    """From the first evaluation below `folder`: each task's first item, and its first wrong one if that is another.
+
+    Raises:
+        UserError: a file of items cannot be read.
+    """
+    chosen: list[Transcript] = []
+    for path in _summaries(folder)[:1]:
+        effort = read_json(path, "evaluation summary")["settings"]["effort"]
+        for score in _scores_of(path):
+            items = list(_items(path.parent / f"{score.task}.jsonl", effort))
+            wrong = next((item for item in items[1:] if item.score < 1.0), None)
+            chosen += [item for item in (items[0], wrong if items[0].score >= 1.0 else None) if item]
+    return tuple(chosen)
+
+
+def _summaries(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("summary.json"))
+
+
+def _scores_of(path: Path) -> list[Score]:
+    summary = read_json(path, "evaluation summary")
+    try:
+        settings = summary["settings"]
+        return [
+            Score(
+                task=task,
+                difficulty=settings["difficulty"],
+                effort=settings["effort"],
+                seed=settings["seed"],
+                samples=figures["items"],
+                accuracy=figures["accuracy"],
+                low=figures["interval"][0],
+                high=figures["interval"][1],
+                mean_score=figures["mean_score"],
+                mean_tokens=figures["mean_tokens"],
+            )
+            for task, figures in summary["tasks"].items()
+        ]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"the evaluation summary {path} lacks {error}: run the evaluation again") from error
+
+
+def _items(path: Path, effort: str) -> Iterator[Transcript]:
+    for line in read_bytes(path, "file of items").splitlines():
+        try:
+            item = msgspec.json.decode(line)
+            yield Transcript(
+                task=item["task"],
+                difficulty=item["difficulty"],
+                effort=effort,
+                seed=item["seed"],
+                problem=item["problem"],
+                thinking=item["thinking"],
+                answer=item["reply"],
+                score=item["score"],
+            )
+        except (msgspec.DecodeError, KeyError) as error:
+            raise UserError(f"the file of items {path} is damaged ({error}): run the evaluation again") from error

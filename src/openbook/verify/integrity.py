@@ -161,15 +161,13 @@ def _check_shapes(folder: Path, shapes: dict[str, tuple[int, ...]]) -> list[Diff
 
 def _expected_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the weights of the model in config.json, without allocating it."""
-    import torch
-
+    from openbook.checkpoint.key_map import to_hf
     from openbook.models.registry import build_model, config_from_hf
     from openbook.ops.torch_ops import TorchOps
 
     config = config_from_hf(read_json(folder / CONFIG, "model configuration"), str(folder / CONFIG))
-    with torch.device("meta"):
-        model = build_model(config, TorchOps())
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    model = build_model(config, TorchOps(), device="meta")
+    return {name: tuple(tensor.shape) for name, tensor in to_hf(model.state_dict(), config).items()}
 
 
 def _product(shape: tuple[int, ...]) -> int:
