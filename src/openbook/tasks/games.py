@@ -96,7 +96,7 @@ class NQueens(Task):
 
 
 def _search(order: Sequence[int], safe: Mapping[int, Sequence[int]]) -> tuple[list[tuple[int, int]], list[str]]:
-    """Fill the rows in order, each from its safe columns, with backtracking: squares (row, column), and one line a visit."""
+    """Fill the rows in order, each from its safe columns, with backtracking: squares (row, column); a line a visit."""
     placed: list[tuple[int, int]] = []
     lines: list[str] = []
     behind = -1  # columns up to it were tried in the row at hand
