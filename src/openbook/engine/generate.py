@@ -65,7 +65,9 @@ def generate(runner: Runner, requests: Sequence[Request], transcripts: Sequence[
         UserError: before the first token, if a prompt is empty or does not fit into the context.
     """
     running = [
-        _Sequence(index=index, request=request, transcript=transcript, limit=request.num_new_tokens(runner.max_model_len))
+        _Sequence(
+            index=index, request=request, transcript=transcript, limit=request.num_new_tokens(runner.max_model_len)
+        )
         for index, (request, transcript) in enumerate(zip(requests, transcripts, strict=True))
     ]
     if not running:

@@ -33,6 +33,10 @@ class Runner(Protocol):
     def max_model_len(self) -> int:
         """Most tokens of one sequence, prompt and answer together."""
 
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits."""
+
     def start(self, num_sequences: int, num_tokens: int) -> RunnerBatch:
         """An empty batch with room for `num_tokens` tokens in each of `num_sequences` sequences."""
 

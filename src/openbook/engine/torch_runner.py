@@ -2,12 +2,43 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from openbook.checkpoint.folder import load_model
+from openbook.core.errors import UserError, unknown_name
 from openbook.models.base import CausalModel
 from openbook.models.context import CachedContext, DenseContext
+from openbook.ops.torch_ops import TorchOps
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load_runner(folder: Path, device: str, dtype: str) -> TorchRunner:
+    """Load the model in `folder` onto `device` ("cpu", "cuda", "cuda:1") in `dtype` ("float32", "bfloat16").
+
+    Raises:
+        UserError: an unknown device or dtype, or a file is missing or damaged.
+    """
+    if dtype not in DTYPES:
+        raise unknown_name("dtype", dtype, DTYPES, f"expected {' or '.join(DTYPES)}")
+    return TorchRunner(load_model(folder, TorchOps(), _device(device), DTYPES[dtype]))
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise unknown_name("device", name, ["cpu", "cuda"], "expected cpu, cuda or cuda:N") from None
+    num_gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"the device {name} is not supported: expected cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= num_gpus:
+        raise UserError(f"the device {name} is not there: this machine has {num_gpus} CUDA devices; use --device cpu")
+    return device
 
 
 class TorchRunner:
@@ -22,6 +53,11 @@ class TorchRunner:
     def max_model_len(self) -> int:
         """See `Runner.max_model_len`."""
         return self._model.config.max_position_embeddings
+
+    @property
+    def vocab_size(self) -> int:
+        """See `Runner.vocab_size`."""
+        return self._model.config.vocab_size
 
     def start(self, num_sequences: int, num_tokens: int) -> _TorchBatch:
         """See `Runner.start`."""

@@ -38,4 +38,6 @@ def _tasks_of(name: str) -> list[str]:
     if name in models:
         return read_tasks(locate(name))
     others = ", ".join([ALL, *groups, *models])
-    raise unknown_name("suite", name, [ALL, *tasks, *groups, *models], f"give a task (`openbook tasks` lists all) or {others}")
+    raise unknown_name(
+        "suite", name, [ALL, *tasks, *groups, *models], f"give a task (`openbook tasks` lists all) or {others}"
+    )

@@ -1,0 +1,335 @@
+"""`Model`: a loaded model that answers, what `openbook.load` returns."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openbook.checkpoint.locate import locate
+from openbook.core.errors import UserError
+from openbook.engine.generate import TokenEvent, generate, pad_right
+from openbook.engine.provenance import is_openbook_release, read_tasks
+from openbook.engine.request import FinishReason, Request, SamplingParams
+from openbook.engine.runner import Runner
+from openbook.engine.transcript import Piece, Transcript
+from openbook.tasks.base import Effort
+from openbook.tokenizer.chat import Chat
+from openbook.tokenizer.tokenizer import THINK_OPEN, require_match
+
+Message: TypeAlias = Mapping[str, Any]  # as in the OpenAI API: role, content, optional reasoning_content
+Prompt: TypeAlias = str | Sequence[Message]
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """Token counts of one answer; thinking counts as completion."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """Seconds since the request began, in a batch since the batch did."""
+
+    first_token_s: float
+    total_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a model said."""
+
+    text: str  # the answer, without the thinking before it
+    reasoning: str
+    token_ids: list[int] = field(repr=False)  # all that was generated: thinking, marks, answer, stop token
+    finish_reason: FinishReason | None  # None while the answer is not complete
+    usage: Usage
+    timings: Timings
+    seed: int  # of the random numbers; of no effect at temperature 0
+
+
+class AnswerStream:
+    """An answer in the making: iterate over its pieces, then (or meanwhile) read `answer`."""
+
+    def __init__(self, events: Iterator[TokenEvent], recorder: _Recorder) -> None:
+        self._events, self._recorder = events, recorder
+
+    def __iter__(self) -> Iterator[Piece]:
+        for event in self._events:
+            self._recorder.add(event)
+            yield from event.pieces
+
+    @property
+    def answer(self) -> Answer:
+        """What was said so far; its `finish_reason` is None until the last piece."""
+        return self._recorder.answer()
+
+
+class Model:
+    """A model, its tokenizer and its chat template.
+
+    Args:
+        name: what to call it in reports.
+        folder: where its files lie.
+        runner: computes the logits.
+        chat: renders conversations, and holds the tokenizer.
+    """
+
+    def __init__(self, name: str, folder: Path, runner: Runner, chat: Chat) -> None:
+        self.name, self.folder, self.tokenizer = name, folder, chat.tokenizer
+        self._runner, self._chat = runner, chat
+
+    @classmethod
+    def load(cls, model: str | Path, *, device: str = "cpu", dtype: Dtype = "float32") -> Model:
+        """Load a bundled model by name, or a release or Hugging Face folder by path.
+
+        Args:
+            device: "cpu", "cuda" or "cuda:N".
+            dtype: of weights and activations; logits are float32 always.
+
+        Raises:
+            UserError: there is no such model or device, or a file of the model is missing or damaged.
+        """
+        folder = locate(model)
+        chat = Chat.load(folder)
+        from openbook.engine.torch_runner import load_runner
+
+        runner = load_runner(folder, device, dtype)
+        require_match(chat.tokenizer, runner.vocab_size)
+        return cls(folder.resolve().name, folder, runner, chat)
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks it was trained on; [] for a model that is not one of ours.
+
+        Raises:
+            UserError: the recipe in the release is damaged.
+        """
+        return read_tasks(self.folder)
+
+    @property
+    def is_openbook(self) -> bool:
+        """Whether it is one of ours: a release with its recipe."""
+        return is_openbook_release(self.folder)
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of prompt and answer together."""
+        return self._runner.max_model_len
+
+    def chat(
+        self,
+        prompt: Prompt,
+        *,
+        effort: Effort = "medium",
+        seed: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        stop: Sequence[str] = (),
+        max_tokens: int | None = None,
+    ) -> Answer:
+        """Answer a question, or the last message of a conversation.
+
+        Args:
+            prompt: a question, or messages as in the OpenAI API.
+            effort: how much to think: "low" not at all, "medium" in steps, "high" in steps with a check.
+            seed: of the random numbers; None draws one, and the answer says which.
+            temperature, top_p, top_k, min_p, stop, max_tokens: see `SamplingParams`.
+
+        Raises:
+            UserError: an empty prompt, one past the context (with both numbers), or a value out of range.
+        """
+        stream = self.stream(
+            prompt,
+            effort=effort,
+            seed=seed,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            stop=stop,
+            max_tokens=max_tokens,
+        )
+        for _ in stream:
+            pass
+        return stream.answer
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        effort: Effort = "medium",
+        seed: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        stop: Sequence[str] = (),
+        max_tokens: int | None = None,
+    ) -> AnswerStream:
+        """`chat` piece by piece: `piece.kind` is "reasoning" or "answer"; the pieces of a kind add up to its text."""
+        params = SamplingParams(
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            stop=tuple(stop),
+            max_tokens=max_tokens,
+            seed=resolve_seed(seed, temperature),
+        )
+        return self.stream_with(prompt, effort, params)
+
+    def stream_with(self, prompt: Prompt, effort: Effort, params: SamplingParams) -> AnswerStream:
+        """`stream` with the sampling parameters in one value; the prompt is checked before this returns."""
+        began_s = time.monotonic()
+        request = Request(prompt_ids=self.prompt_ids(prompt, effort=effort), params=params)
+        request.num_new_tokens(self.max_model_len)
+        transcript = self._transcript(request)
+        events = generate(self._runner, [request], [transcript])
+        return AnswerStream(events, _Recorder(request, transcript, began_s))
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        effort: Effort = "medium",
+        params: Sequence[SamplingParams],
+        batch_size: int = 64,
+        on_answer: Callable[[int, Answer], None] | None = None,
+    ) -> list[Answer]:
+        """Answer many prompts, `batch_size` at a time, prompts of like length together.
+
+        Args:
+            params: one for each prompt.
+            on_answer: called with (index of the prompt, its answer) as soon as one is complete.
+
+        Returns:
+            the answers in the order of the prompts. Each is the same as if its prompt had been alone.
+
+        Raises:
+            UserError: a prompt is empty or past the context, or `batch_size` is below 1.
+        """
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}: expected 1 or more; correct that value")
+        requests = [
+            Request(prompt_ids=self.prompt_ids(prompt, effort=effort), params=row)
+            for prompt, row in zip(prompts, params, strict=True)
+        ]
+        for request in requests:
+            request.num_new_tokens(self.max_model_len)
+        answers: dict[int, Answer] = {}
+        order = sorted(range(len(requests)), key=lambda index: len(requests[index].prompt_ids))
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            began_s = time.monotonic()
+            batch = [requests[index] for index in chosen]
+            transcripts = [self._transcript(request) for request in batch]
+            recorders = [_Recorder(*pair, began_s) for pair in zip(batch, transcripts, strict=True)]
+            for event in generate(self._runner, batch, transcripts):
+                recorders[event.index].add(event)
+                if event.finish_reason:
+                    index = chosen[event.index]
+                    answers[index] = recorders[event.index].answer()
+                    if on_answer:
+                        on_answer(index, answers[index])
+        return [answers[index] for index in range(len(requests))]
+
+    def prompt_ids(self, prompt: Prompt, *, effort: Effort = "medium") -> list[int]:
+        """The token ids that the model is given for a prompt.
+
+        Raises:
+            UserError: there is no message, or the last one is empty.
+        """
+        messages: Sequence[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        content = messages[-1].get("content") if messages else ""
+        if isinstance(content, str) and not content.strip():
+            raise UserError("the prompt is empty: expected a question; give some text")
+        try:
+            str(content).encode()
+        except UnicodeEncodeError as error:  # how Python passes on bytes of a command line that are not UTF-8
+            raise UserError(
+                f"the prompt is not valid Unicode text at character {error.start}: remove what stands there"
+            ) from error
+        ids, _ = self._chat.encode(messages, effort, add_generation_prompt=True)
+        return ids
+
+    def logits(self, token_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Logits of the token after each of `token_ids`.
+
+        Args:
+            token_ids: B lists of ids; T is the length of the longest.
+
+        Returns:
+            float32 [B, T, V]; NaN behind the end of a list that is shorter than T.
+
+        Raises:
+            UserError: a list is empty or too long, or an id is not in the vocabulary.
+        """
+        for row in token_ids:
+            if not 0 < len(row) <= self.max_model_len:
+                raise UserError(
+                    f"a row has {len(row):,} token ids: expected 1 to {self.max_model_len:,} (the model's context); cut it"
+                )
+            if not 0 <= min(row) <= max(row) < self._runner.vocab_size:
+                raise UserError(
+                    f"token ids range from {min(row)} to {max(row)}: expected 0 to {self._runner.vocab_size - 1}; "
+                    "encode the text with this model's tokenizer"
+                )
+        if not token_ids:
+            raise UserError("there are no token ids: expected at least one list; give [[1, 2, 3]] or the like")
+        padded, lengths = pad_right(token_ids)
+        logits = self._runner.logits(padded)
+        logits[np.arange(padded.shape[1]) >= lengths[:, None]] = np.nan
+        return logits
+
+    def _transcript(self, request: Request) -> Transcript:
+        tail = self.tokenizer.decode(request.prompt_ids[-4:]).rstrip()  # some templates open the thinking themselves
+        return Transcript(self.tokenizer, request.params.stop, starts_in_reasoning=tail.endswith(THINK_OPEN))
+
+
+@dataclass
+class _Recorder:
+    """Collects one sequence's events into an answer."""
+
+    request: Request
+    transcript: Transcript
+    began_s: float
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    timings: Timings = field(default_factory=lambda: Timings(first_token_s=0.0, total_s=0.0))
+
+    def add(self, event: TokenEvent) -> None:
+        now_s = time.monotonic() - self.began_s
+        first_s = self.timings.first_token_s if self.token_ids else now_s
+        self.token_ids.append(event.token_id)
+        self.finish_reason = event.finish_reason
+        self.timings = Timings(first_token_s=first_s, total_s=now_s)
+
+    def answer(self) -> Answer:
+        return Answer(
+            text=self.transcript.text,
+            reasoning=self.transcript.reasoning,
+            token_ids=list(self.token_ids),
+            finish_reason=self.finish_reason,
+            usage=Usage(prompt_tokens=len(self.request.prompt_ids), completion_tokens=len(self.token_ids)),
+            timings=self.timings,
+            seed=self.request.params.seed,
+        )
+
+
+def resolve_seed(seed: int | None, temperature: float) -> int:
+    """The seed that was given, or a fresh one where it matters: at temperature 0 it is 0."""
+    if seed is None:
+        return secrets.randbits(63) if temperature else 0
+    return seed
