@@ -65,7 +65,8 @@ def _explain(error: msgspec.ValidationError, config_type: type[Config], where: s
     if missing:
         full = f"{key_path}.{missing[1]}" if key_path else missing[1]
         return UserError(f"{where}: the key {full} is missing: add it")
-    return UserError(f"{where}: {key_path or 'the file'}: {message[:1].lower()}{message[1:]}; correct that value")
+    place = f"{key_path}: " if key_path else ""
+    return UserError(f"{where}: {place}{message[:1].lower()}{message[1:]}; correct that value")
 
 
 def _owner(config_type: type[Config], key_path: str) -> type[Config] | None:

@@ -1,0 +1,93 @@
+"""The part of a build that runs on torch: one stage of training, and the weights that come out of the last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from openbook.checkpoint.folder import save_model
+from openbook.checkpoint.train_state import TrainPosition, latest_train_state, load_train_state
+from openbook.core.errors import UserError
+from openbook.core.seeding import derive_seed
+from openbook.data.loader import ShardLoader
+from openbook.models.base import init_weights
+from openbook.models.registry import build_model
+from openbook.ops.torch_ops import TorchOps
+from openbook.tokenizer.chat import Chat
+from openbook.train.ledger import Ledger
+from openbook.train.loop import Layout, make_loss_function, train_stage
+from openbook.train.optim import Optimizer
+from openbook.train.recipe import Recipe
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def run_stage(
+    recipe: Recipe,
+    index: int,
+    layout: Layout,
+    *,
+    tokenizer: Path,
+    data: Path,
+    ledger: Path,
+    checkpoints: Path,
+    start_from: Path | None,
+) -> None:
+    """Run stage `index` of the recipe to its end, from a saved state or, for the first stage, from nothing.
+
+    Args:
+        start_from: a state of this stage, or the last one of the stage before.
+
+    Raises:
+        UserError, CheckError: as `train_stage`.
+    """
+    torch.set_num_threads(layout.threads)
+    torch.use_deterministic_algorithms(True)
+    stage = recipe.stages[index]
+    config = recipe.model_config(Chat.load(tokenizer).tokenizer.vocab_size)
+    model = build_model(config, TorchOps())
+    init_weights(model, torch.Generator().manual_seed(derive_seed(recipe.seed, "weights")))
+    # The masters start from the float32 draw, not from its rounded image.
+    initial = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model.to(device=layout.device, dtype=_DTYPES[recipe.precision])
+    optimizer = Optimizer(model.named_parameters(), recipe.optimizer)
+    loader = ShardLoader(
+        data, stage.global_batch_tokens // recipe.data.row_tokens, derive_seed(recipe.seed, stage.name, "order")
+    )
+    position = _first_position(stage.name, 0, loader)
+    if start_from is None:
+        optimizer.restore(initial, optimizer.state())
+    else:
+        weights, state, saved = load_train_state(start_from)
+        optimizer.restore(weights, state)
+        position = saved if saved.stage == stage.name else _first_position(stage.name, saved.step, loader)
+    with Ledger(ledger, position.step) as lines:
+        train_stage(
+            stage=stage,
+            optimizer=optimizer,
+            loss_function=make_loss_function(model, layout),
+            loader=loader,
+            ledger=lines,
+            checkpoints=checkpoints,
+            position=position,
+            device=layout.device,
+        )
+
+
+def export_model(recipe: Recipe, checkpoints: Path, tokenizer: Path, out: Path) -> None:
+    """Write the float32 weights of the newest state below `checkpoints`, config, tokenizer and template into `out`."""
+    state = latest_train_state(checkpoints)
+    if state is None:
+        raise UserError(f"{checkpoints} holds no saved state: run the build with --resume to train first")
+    chat = Chat.load(tokenizer)
+    model = build_model(recipe.model_config(chat.tokenizer.vocab_size), TorchOps())
+    weights, _, _ = load_train_state(state)
+    model.load_state_dict(weights)
+    save_model(model, out)
+    chat.save(out)
+
+
+def _first_position(stage: str, step: int, loader: ShardLoader) -> TrainPosition:
+    """The begin of a stage, after `step` steps of the stages before it."""
+    return TrainPosition(stage=stage, step=step, stage_step=0, cursor=loader.state(), best_loss=0.0, mean_loss=0.0)

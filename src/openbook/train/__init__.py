@@ -1,0 +1,1 @@
+"""Training: recipe, optimizers, schedule, loop, ledger."""

@@ -1,0 +1,159 @@
+"""One stage of training: batches in, updates out, a ledger line a step, a whole state every so many steps."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from openbook.checkpoint.train_state import TrainPosition, save_train_state
+from openbook.core.errors import CheckError
+from openbook.core.progress import Progress
+from openbook.data.loader import Batch, ShardLoader
+from openbook.models.context import PackedContext
+from openbook.train.ledger import Entry, Ledger
+from openbook.train.optim import Optimizer
+from openbook.train.recipe import StageConfig
+from openbook.train.schedule import learning_rate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from openbook.models.base import CausalModel
+
+# The divergence watch: the mean over about the last 50 steps may not leave its best value by more than this.
+_MEAN_DECAY = 0.98
+_DIVERGED_NATS = 1.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where and how fast a build runs. It may change bits, so a resumed build keeps the one it began with.
+
+    device: "cpu" or "cuda". threads: of the CPU backend. is_compiled: whether the step goes through torch.compile.
+    """
+
+    device: str
+    threads: int
+    is_compiled: bool
+
+
+LossFunction = Callable[["Tensor", "Tensor", "Tensor", "Tensor"], "Tensor"]
+
+
+def make_loss_function(model: CausalModel, layout: Layout) -> LossFunction:
+    """(ids, targets, positions, documents), each int64 [B, T], to the summed loss; compiled if the layout says so."""
+
+    def loss_sum(ids: Tensor, targets: Tensor, positions: Tensor, documents: Tensor) -> Tensor:
+        return model.loss(ids, targets, PackedContext(positions, documents))
+
+    return torch.compile(loss_sum, dynamic=False, fullgraph=True) if layout.is_compiled else loss_sum
+
+
+def train_stage(
+    *,
+    stage: StageConfig,
+    optimizer: Optimizer,
+    loss_function: LossFunction,
+    loader: ShardLoader,
+    ledger: Ledger,
+    checkpoints: Path,
+    position: TrainPosition,
+    device: str,
+) -> TrainPosition:
+    """Run `stage` from `position` to its end; the last state is always saved.
+
+    Raises:
+        CheckError: the loss or the gradient is not a number, or the loss has left its best value for good.
+        UserError: a file cannot be read or written.
+    """
+    loader.restore(position.cursor)
+    step, stage_step = position.step, position.stage_step
+    best, mean = position.best_loss, position.mean_loss
+    began_s, num_tokens = time.monotonic(), 0
+    with Progress(f"train {stage.name}", stage.steps, start=stage_step) as progress:
+        while stage_step < stage.steps:
+            cursor = loader.state()
+            batch = loader.next_batch()
+            lr = learning_rate(stage.schedule, stage_step, stage.steps)
+            loss, grad_norm = train_step(batch, optimizer, loss_function, stage.micro_batch_size, lr, device)
+            tokens = int((batch.documents >= 0).sum())
+            ledger.append(
+                Entry(
+                    step=step,
+                    stage=stage.name,
+                    batch=batch.digest[:16],
+                    cursor=cursor,
+                    lr=lr,
+                    loss=loss,
+                    grad_norm=grad_norm,
+                    tokens=tokens,
+                )
+            )
+            mean = loss if stage_step == 0 else _MEAN_DECAY * mean + (1.0 - _MEAN_DECAY) * loss
+            best = mean if stage_step == 0 else min(best, mean)
+            _require_sane(step, loss, grad_norm, mean, best)
+            step, stage_step, num_tokens = step + 1, stage_step + 1, num_tokens + tokens
+            rate = num_tokens / (time.monotonic() - began_s)
+            progress.update(stage_step, f"step {stage_step}/{stage.steps}  loss {mean:.3f}  {rate:,.0f} tokens/s")
+            if stage_step % stage.checkpoint_steps == 0 or stage_step == stage.steps:
+                ledger.sync()
+                position = TrainPosition(
+                    stage=stage.name,
+                    step=step,
+                    stage_step=stage_step,
+                    cursor=loader.state(),
+                    best_loss=best,
+                    mean_loss=mean,
+                )
+                save_train_state(checkpoints, optimizer.weights(), optimizer.state(), position)
+    return position
+
+
+def train_step(
+    batch: Batch,
+    optimizer: Optimizer,
+    loss_function: LossFunction,
+    micro_batch_size: int,
+    lr: float,
+    device: str,
+) -> tuple[float, float]:
+    """One update; gradients of the micro-batches are added up in their order.
+
+    Returns:
+        The mean loss in nats a trained token, and the gradient's L2 norm before clipping.
+    """
+    arrays = (batch.ids, batch.targets, batch.positions, batch.documents)
+    ids, targets, positions, documents = (torch.from_numpy(array).to(device) for array in arrays)
+    num_rows = ids.shape[0]
+    num_targets = max(1, int((batch.targets >= 0).sum()))
+    total = torch.zeros((), dtype=torch.float32, device=device)
+    size = micro_batch_size or num_rows
+    for start in range(0, num_rows, size):
+        rows = slice(start, start + size)
+        loss = loss_function(ids[rows], targets[rows], positions[rows], documents[rows]) / num_targets
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+    grad_norm = optimizer.clip()
+    # A step with a gradient that is not finite would destroy the weights; the caller stops the run instead.
+    if math.isfinite(float(grad_norm)):
+        optimizer.step(lr)
+    return float(total), float(grad_norm)
+
+
+def _require_sane(step: int, loss: float, grad_norm: float, mean: float, best: float) -> None:
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        raise CheckError(
+            f"step {step}: loss {loss}, gradient norm {grad_norm}: training stopped, the last saved state is good; "
+            "try a lower lr, more warmup_steps, or precision = \"float32\" in the recipe"
+        )
+    if mean > best + _DIVERGED_NATS:
+        raise CheckError(
+            f"step {step}: the loss diverges (mean {mean:.2f}, best was {best:.2f} nats a token): training stopped; "
+            "try a lower lr, more warmup_steps or a smaller max_grad_norm in the recipe"
+        )
