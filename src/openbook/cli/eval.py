@@ -94,20 +94,23 @@ def command(
     from openbook.evals.report import write_report
 
     style: dict[str, PromptStyle | None] = {"auto": None, "bare": "bare", "answer-tags": "answer-tags"}
-    with Progress("eval", len(tasks) * samples) as progress:
-        report = evaluate(
-            Model.load(model, device=device),
-            tasks,
-            seed=seed,
-            samples=samples,
-            difficulty=difficulty,
-            effort=effort,
-            prompt_style=style[prompt_style],
-            temperature=temperature,
-            max_tokens=max_tokens,
-            batch_size=batch_size,
-            on_item=lambda done, correct: progress.update(done, f"{correct / done:.1%} correct"),
-        )
+    try:
+        with Progress("eval", len(tasks) * samples) as progress:
+            report = evaluate(
+                Model.load(model, device=device),
+                tasks,
+                seed=seed,
+                samples=samples,
+                difficulty=difficulty,
+                effort=effort,
+                prompt_style=style[prompt_style],
+                temperature=temperature,
+                max_tokens=max_tokens,
+                batch_size=batch_size,
+                on_item=lambda done, correct: progress.update(done, f"{correct / done:.1%} correct"),
+            )
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt("stopped; nothing was written: run the same command again") from error
     write_report(report, out)
     if as_json:
         print_json({**report.summary(), "out": str(out)})

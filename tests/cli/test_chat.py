@@ -1,0 +1,206 @@
+"""`openbook chat` on a pipe and on a pseudo-terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from openbook.cli.main import main
+from openbook.engine.model import Model
+
+ScriptedModel = Callable[[Callable[[str], str]], Model]
+
+# The command, with a model slow enough to be interrupted: it counts, for ten seconds.
+SLOW_CHAT = """
+import sys, time
+from openbook.engine import torch_runner
+forward = torch_runner._TorchBatch.forward
+def slow_forward(self, *arguments):
+    time.sleep(0.1)
+    return forward(self, *arguments)
+torch_runner._TorchBatch.forward = slow_forward
+from openbook.cli.main import main
+sys.exit(main())
+"""
+
+
+def chat(
+    lines: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *options: str
+) -> tuple[str, str]:
+    """Type `lines` into a chat through a pipe; returns stdout and stderr, the introduction left out."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("".join(f"{line}\n" for line in lines).encode())))
+    assert main(["chat", "any", *options]) == 0
+    out, err = capsys.readouterr()
+    return out, err.partition("Ctrl-D leaves.\n")[2]
+
+
+@pytest.fixture
+def echo(scripted_model: ScriptedModel, monkeypatch: pytest.MonkeyPatch) -> Model:
+    """`Model.load` gives a model that answers with all it was told so far."""
+    model = scripted_model(lambda prompt: f"<think>hm</think>[{prompt}]")
+    monkeypatch.setattr(Model, "load", lambda *args, **options: model)
+    return model
+
+
+def test_it_says_at_the_start_what_the_model_was_trained_on(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert main(["chat", str(tiny_folder)]) == 0
+    assert capsys.readouterr() == (
+        "",
+        "tiny was trained on 3 kinds of problems: gcd, spell_backward, lcm.\n"
+        "Asked for anything else, it may be wrong. `openbook tasks gcd` shows how a problem is put.\n"
+        "/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.\n",
+    )
+
+
+def test_the_conversation_goes_on_until_reset(
+    echo: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, err = chat(["a", "b", "", "/reset", "c"], monkeypatch, capsys)
+    assert out == "[a]\n[a[a]b]\n[c]\n"
+    assert err == "hm\nhm\n(the conversation is empty)\nhm\n"
+
+
+def test_quit_ends_it_and_hidden_thinking_is_not_shown(
+    echo: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert chat(["a", " /quit ", "b"], monkeypatch, capsys, "--hide-thinking") == ("[a]\n", "")
+
+
+def test_effort_changes_what_the_model_is_given(
+    echo: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: list[str] = []
+    prompt_ids = Model.prompt_ids
+
+    def record(self: Model, prompt: str, *, effort: str = "medium") -> list[int]:
+        given.append(effort)
+        return prompt_ids(self, prompt, effort=effort)
+
+    monkeypatch.setattr(Model, "prompt_ids", record)
+    _, err = chat(["a", "/effort low", "b", "/effort lo", "c"], monkeypatch, capsys, "--effort", "high")
+    assert given == ["high", "low", "low"]
+    assert "(effort low)\n" in err
+    assert "openbook: unknown effort 'lo': did you mean 'low'? expected low, medium, high\n" in err
+
+
+def test_help_and_unknown_commands(
+    echo: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, err = chat(["/help", "/rest", "a"], monkeypatch, capsys)
+    assert out == "[a]\n"
+    assert "/reset                    forget the conversation\n" in err
+    assert "openbook: unknown command '/rest': did you mean '/reset'? /help lists all\n" in err
+
+
+def test_a_conversation_past_the_context_says_so_and_drops_nothing(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"Hello\n{'y' * 150}\n{'z' * 200}\n/reset\n{'z' * 200}\n"))
+    assert main(["chat", str(tiny_folder), "--max-tokens", "8"]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("openbook:")]
+    assert len(lines) == 3
+    for line in lines[:2]:
+        assert "tokens and the model's context is 160 (prompt and answer): shorten the prompt, or /reset" in line
+    assert lines[2] == (
+        "openbook: the prompt has 203 tokens and the model's context is 160 (prompt and answer): shorten the prompt"
+    )
+
+
+def test_json_prints_the_conversation_at_the_end(
+    echo: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, _ = chat(["a", "b"], monkeypatch, capsys, "--json")
+    assert json.loads(out) == {
+        "model": "scripted",
+        "messages": [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "[a]"},
+            {"role": "user", "content": "b"},
+            {"role": "assistant", "content": "[a[a]b]"},
+        ],
+    }
+
+
+class Terminal:
+    """A process on a pseudo-terminal."""
+
+    def __init__(self, arguments: list[str], environment: dict[str, str]) -> None:
+        self._master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            arguments,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=environment,
+            start_new_session=True,
+            # Ctrl-C reaches the process only if the terminal is its controlling one.
+            preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+        )
+        os.close(slave)
+        self.seen = ""
+
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
+    def wait_for(self, text: str, timeout_s: float = 30.0) -> str:
+        """Read until `text` shows up; returns what came before it and drops both."""
+        end_s = time.monotonic() + timeout_s
+        while text not in self.seen:
+            left_s = end_s - time.monotonic()
+            assert left_s > 0, f"waited for {text!r}, saw {self.seen!r}"
+            if select.select([self._master], [], [], left_s)[0]:
+                try:
+                    self.seen += os.read(self._master, 4096).decode(errors="replace")
+                except OSError:  # the process has gone
+                    assert text in self.seen, f"waited for {text!r}, saw {self.seen!r}"
+        before, _, self.seen = self.seen.partition(text)
+        return before
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        os.close(self._master)
+
+
+@pytest.fixture
+def terminal(tiny_folder: Path, tmp_path: Path) -> Iterator[Terminal]:
+    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "TERM": "xterm", "OMP_NUM_THREADS": "1"}
+    terminal = Terminal([sys.executable, "-c", SLOW_CHAT, "chat", str(tiny_folder)], environment)
+    yield terminal
+    terminal.close()
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(terminal: Terminal, tmp_path: Path) -> None:
+    terminal.wait_for("> ")
+    terminal.type("Hello\n")
+    terminal.wait_for("Hello")
+    time.sleep(0.5)  # a few tokens of more than a hundred
+    terminal.type("\x03")
+    terminal.wait_for("(stopped)", timeout_s=5.0)
+    terminal.wait_for("> ", timeout_s=5.0)
+
+    terminal.type("half a line\x03")
+    terminal.wait_for("(Ctrl-D or /quit leaves)", timeout_s=5.0)
+    terminal.wait_for("> ", timeout_s=5.0)
+
+    terminal.type("/effort high\n")
+    terminal.wait_for("(effort high)", timeout_s=5.0)
+    terminal.wait_for("> ", timeout_s=5.0)
+    terminal.type("\x04")
+    assert terminal.process.wait(timeout=10) == 0
+    assert (tmp_path / "openbook" / "chat_history").read_text().splitlines()[-2:] == ["Hello", "/effort high"]
