@@ -63,7 +63,7 @@ class NQueens(Task):
     of the free columns, each with the queen that hits it on a diagonal (a1/c3). Then the search, rows with the fewest
     safe squares first: one line a visit, with the squares tried in order, each with the new queen that hits it, up to
     the first safe one. A row without one (-) sends the search back to the row before, which goes on behind the square
-    it had.
+    it had. The last line has all queens by row.
     """
 
     name = "n_queens"
@@ -84,7 +84,8 @@ class NQueens(Task):
             safe[row] = [column for column, hit in hits.items() if hit is None]
         order = sorted(safe, key=lambda row: len(safe[row]))
         placed, search = _search(order, safe)
-        solution = dict([*queens, *placed])
+        solution = dict(sorted([*queens, *placed]))
+        lines += [*search, " ".join(_square(*queen) for queen in solution.items())]
         answer = "\n".join(" ".join("Q" if solution[row] == c else "_" for c in range(size)) for row in range(size))
         # A diagonal is a sum or a difference of row and column: sorted, no two are alike. Nor are two columns.
         checks = (
@@ -92,7 +93,7 @@ class NQueens(Task):
             [str(total) for total in sorted(row + column for row, column in solution.items())],
             [str(difference) for difference in sorted(row - column for row, column in solution.items())],
         )
-        return Work(steps="\n".join([*lines, *search]), check="; ".join(map(" ".join, checks)), answer=answer)
+        return Work(steps="\n".join(lines), check="; ".join(map(" ".join, checks)), answer=answer)
 
 
 def _search(order: Sequence[int], safe: Mapping[int, Sequence[int]]) -> tuple[list[tuple[int, int]], list[str]]:
