@@ -26,6 +26,17 @@ def test_round_trip_of_any_text(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+ascii_text = st.text(st.characters(max_codepoint=127)) | st.lists(
+    st.sampled_from(["'", "s", "S", "'LL", " ", "\n", "\r", "\t", "\x0b", "\x1c", "\x85", "1", "-", "ab", "A", "_"])
+).map("".join)
+
+
+@given(ascii_text)
+def test_words_from_the_cache_equal_the_library(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer._words is not None
+    assert tokenizer.encode(text) == tokenizer._text.encode(text, add_special_tokens=False).ids
+
+
 @given(st.lists(st.sampled_from([*SPECIAL_TOKENS, "<", "|>", "a", " "])).map("".join))
 def test_control_tokens_typed_by_a_user_stay_text(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
