@@ -20,6 +20,8 @@ from openbook.tokenizer.chat import Chat, default_template
 from openbook.tokenizer.tokenizer import Tokenizer
 from openbook.tokenizer.train import TokenizerConfig, train_tokenizer
 
+pytest_plugins = ["made_build"]
+
 TINY_CONTEXT = 160
 TINY_RECIPE = """
 [[stages]]

@@ -43,7 +43,12 @@ def facts() -> ReleaseFacts:
             mean_score=accuracy,
             mean_tokens=41.5,
         )
-        for difficulty, task, accuracy in (("easy", "gcd", 0.975), ("easy", "ab", 1.0), ("hard", "gcd", 0.5), ("hard", "ab", 0.0))
+        for difficulty, task, accuracy in (
+            ("easy", "gcd", 0.975),
+            ("easy", "ab", 1.0),
+            ("hard", "gcd", 0.5),
+            ("hard", "ab", 0.0),
+        )
     )
     transcript = Transcript(
         task="gcd",

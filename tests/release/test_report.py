@@ -54,7 +54,9 @@ def test_curve_is_valid_svg_with_bounded_points(entries: list[Entry]) -> None:
     svg = plot_curve(entries, lambda entry: entry.loss, "loss", log=True)
     root = ElementTree.fromstring(svg)
     line = next(
-        path for path in root.iter("{http://www.w3.org/2000/svg}path") if "stroke: var(--series-1)" in path.get("style", "")
+        path
+        for path in root.iter("{http://www.w3.org/2000/svg}path")
+        if "stroke: var(--series-1)" in path.get("style", "")
     )
     assert 2 <= len(re.findall(r"[ML] ", line.get("d", ""))) <= MAX_POINTS
     text = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
@@ -63,7 +65,9 @@ def test_curve_is_valid_svg_with_bounded_points(entries: list[Entry]) -> None:
 
 
 def test_bars_are_as_long_as_the_accuracy(facts: ReleaseFacts) -> None:
-    chosen = tuple(dataclasses.replace(score, accuracy=a) for score, a in zip(facts.scores[:2], (1.0, 0.5), strict=True))
+    chosen = tuple(
+        dataclasses.replace(score, accuracy=a) for score, a in zip(facts.scores[:2], (1.0, 0.5), strict=True)
+    )
     svg = plot_scores(chosen)
     bars = re.findall(r'<path d="M ([\d.]+) [\d.]+\s+L ([\d.]+) [^"]*" [^>]*style="fill: var\(--series-1\)', svg)
     lengths = [float(stop) - float(start) for start, stop in bars[:2]]

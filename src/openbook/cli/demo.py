@@ -89,7 +89,9 @@ def _solve(model: Model, problem: Problem, as_json: bool) -> dict[str, object]:
         if as_json:
             continue
         if piece.kind != kind:
-            click.echo(f"{chr(10) if kind else ''}   {'thinks ' if piece.kind == 'reasoning' else 'answers'} | ", nl=False)
+            click.echo(
+                f"{chr(10) if kind else ''}   {'thinks ' if piece.kind == 'reasoning' else 'answers'} | ", nl=False
+            )
             kind = piece.kind
         text = piece.text.replace("\n", "\n           | ")
         click.secho(text, nl=False, dim=piece.kind == "reasoning", bold=piece.kind == "answer")
@@ -119,7 +121,9 @@ def _score_line(score: Score) -> str:
 
 
 def _indent(text: str) -> str:
-    return "\n".join(f"   asks    | {line}" if not index else f"           | {line}" for index, line in enumerate(text.splitlines()))
+    return "\n".join(
+        f"   asks    | {line}" if not index else f"           | {line}" for index, line in enumerate(text.splitlines())
+    )
 
 
 def _say(as_json: bool, text: str, *, bold: bool = False) -> None:

@@ -14,7 +14,7 @@ RECIPE_PATH = PurePosixPath("provenance/recipe.toml")
 FORMAT = 1
 
 
-class FileEntry(Config):
+class FileEntry(Config, frozen=True):
     """One file of a release."""
 
     path: str  # relative to the release folder, with forward slashes
@@ -22,7 +22,7 @@ class FileEntry(Config):
     sha256: str  # 64 lower-case hex digits
 
 
-class Manifest(Config):
+class Manifest(Config, frozen=True):
     """Every file of a release except the manifest itself, sorted by path."""
 
     format: int

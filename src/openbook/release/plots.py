@@ -7,7 +7,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from openbook.release.facts import Score
 from openbook.train.ledger import Entry
@@ -76,7 +76,7 @@ def plot_scores(scores: Sequence[Score]) -> str:
             )
         axes.set_yticks(range(len(tasks)), tasks)
         axes.set_ylim(len(tasks) - 0.5, -0.5)
-        axes.set_xlim(0, 102)
+        axes.set_xlim(-1, 102)
         axes.set_xlabel("accuracy, %, with 95% interval")
         axes.grid(axis="y", visible=False)
         if len(kinds) > 1:
@@ -101,7 +101,7 @@ def _mark_stages(axes: Axes, entries: Sequence[Entry]) -> None:
     for name, step in first_steps.items():
         axes.axvline(step, color=_GRID, linewidth=1, linestyle="--")
         axes.annotate(
-            name, (step, 1), xycoords=("data", "axes fraction"), xytext=(3, -9), textcoords="offset points", color=_INK
+            name, (step, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points", color=_INK
         )
 
 
@@ -110,7 +110,7 @@ def _figure(height_inches: float) -> Iterator[tuple[Figure, Axes]]:
     import matplotlib
     from matplotlib.figure import Figure
 
-    style = {
+    style: dict[Any, Any] = {  # matplotlib types its keys one by one
         "svg.fonttype": "none",  # text stays text: small, selectable, in the page's font
         "svg.hashsalt": "openbook",  # the same bytes every time
         "font.size": 9,
