@@ -39,11 +39,11 @@ num_hidden_layers = 2
 num_attention_heads = 2
 num_key_value_heads = 1
 head_dim = 16
-max_position_embeddings = 1024
+max_position_embeddings = 384
 initializer_range = 0.3
 
 [data]
-row_tokens = 1024
+row_tokens = 384
 
 [optimizer]
 kind = "muon"
@@ -52,7 +52,7 @@ kind = "muon"
 name = "first"
 documents = 30
 steps = 4
-global_batch_tokens = 2048
+global_batch_tokens = 768
 schedule = { lr = 0.01 }
 mixture = [{ task = "spell_backward" }]
 
@@ -60,7 +60,7 @@ mixture = [{ task = "spell_backward" }]
 name = "second"
 documents = 40
 steps = 3
-global_batch_tokens = 2048
+global_batch_tokens = 768
 schedule = { lr = 0.02 }
 mixture = [{ task = "spell_backward" }, { task = "gcd" }]
 

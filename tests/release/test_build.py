@@ -27,7 +27,15 @@ def _build(recipe: Path, out: Path, *options: str) -> int:
 
 def _digests(build: Path) -> dict[str, str]:
     """Every file that the recipe decides, by path."""
-    patterns = ("tokenizer/*", "data/**/*", "train/**/*", "trace.jsonl", "model/*", "release/*.safetensors", "release/*.json")
+    patterns = (
+        "tokenizer/*",
+        "data/**/*",
+        "train/**/*",
+        "trace.jsonl",
+        "model/*",
+        "release/*.safetensors",
+        "release/*.json",
+    )
     files = {file for pattern in patterns for file in build.glob(pattern) if file.is_file()}
     return {str(file.relative_to(build)): sha256_file(file) for file in sorted(files)}
 
@@ -139,12 +147,24 @@ def _recipe(tmp_path: Path, *changes: tuple[str, str]) -> Path:
         ("row_tokens", "row_token", "unknown key 'row_token': did you mean 'row_tokens'? known keys there: "),
         ("steps = 12", 'steps = "12"', "stages[0].steps: expected `int`, got `str`; correct that value"),
         ("steps = 12", "steps = 0", "stages[0]: steps is 0, expected 1 or more"),
-        ('seed = 7\n', "", "the key seed is missing: add it"),
+        ("seed = 7\n", "", "the key seed is missing: add it"),
         ('"chain_sum", weight', '"chain_sun", weight', "unknown task 'chain_sun': did you mean 'chain_sum'?"),
         ("hidden_size = 32", "hiden_size = 32", "unknown key 'hiden_size': did you mean 'hidden_size'?"),
-        ("[model]", "[model]\nvocab_size = 9", "model.vocab_size is given, expected none: it follows from the tokenizer"),
-        ("row_tokens = 128", "row_tokens = 512", "data.row_tokens is 512, expected at most model.max_position_embeddings = 256"),
-        ("micro_batch_size = 2", "micro_batch_size = 3", "expected a whole number of micro-steps of rows of 128 tokens"),
+        (
+            "[model]",
+            "[model]\nvocab_size = 9",
+            "model.vocab_size is given, expected none: it follows from the tokenizer",
+        ),
+        (
+            "row_tokens = 128",
+            "row_tokens = 512",
+            "data.row_tokens is 512, expected at most model.max_position_embeddings = 256",
+        ),
+        (
+            "micro_batch_size = 2",
+            "micro_batch_size = 3",
+            "expected a whole number of micro-steps of rows of 128 tokens",
+        ),
         ("max_terms = 3", "max_tems = 3", "max_tems"),
         ('name = "second"', 'name = "first"', "expected different names"),
         ("[data]", "[data", "is not valid TOML"),
