@@ -41,7 +41,10 @@ def test_a_bundled_name_wins_over_a_folder_and_a_path_names_the_folder(releases:
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("nanno", "unknown model 'nanno': did you mean 'nano'? bundled models: mini, nano; or give the path of a model folder"),
+        (
+            "nanno",
+            "unknown model 'nanno': did you mean 'nano'? bundled models: mini, nano; or give the path of a model folder",
+        ),
         ("gpt", "unknown model 'gpt': bundled models: mini, nano; or give the path of a model folder"),
         ("  ", "the model's name is empty: bundled models: mini, nano; or give the path of a model folder"),
         (
@@ -57,7 +60,10 @@ def test_a_bundled_name_wins_over_a_folder_and_a_path_names_the_folder(releases:
             "./runs/nano",
             "there is no folder ./runs/nano: check the path; bundled models: mini, nano; or give the path of a model folder",
         ),
-        ("releases", "the folder releases has no config.json, so it is no model: give a release or Hugging Face folder"),
+        (
+            "releases",
+            "the folder releases has no config.json, so it is no model: give a release or Hugging Face folder",
+        ),
         (
             "releases/nano/config.json",
             "the model releases/nano/config.json is a file: expected a folder with config.json and model.safetensors",

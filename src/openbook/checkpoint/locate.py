@@ -37,10 +37,14 @@ def locate(model: str | Path) -> Path:
     if not name.strip():
         raise UserError(f"the model's name is empty: {known}")
     if path.suffix.lower() == ".gguf":
-        raise UserError(f"the model {name} is a GGUF file, which is not supported yet: give the folder of a model with config.json")
+        raise UserError(
+            f"the model {name} is a GGUF file, which is not supported yet: give the folder of a model with config.json"
+        )
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UserError(f"the folder {name} has no config.json, so it is no model: give a release or Hugging Face folder")
+            raise UserError(
+                f"the folder {name} has no config.json, so it is no model: give a release or Hugging Face folder"
+            )
         return path
     if path.is_file():
         raise UserError(f"the model {name} is a file: expected a folder with config.json and model.safetensors")

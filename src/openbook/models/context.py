@@ -83,8 +83,8 @@ class PackedContext(_MaskedContext):
 class CachedContext:
     """Keys and values of a batch of sequences of unlike lengths; each forward appends to it.
 
-    Token p of a sequence lies in slot p, so causal masking by position is all the masking there is. One slot more than
-    `capacity` takes what right padding writes.
+    Token p of a sequence lies in slot p, so causal masking by position is all the masking there is. One slot more, the
+    last, takes what right padding writes. Memory grows with the longest sequence, up to `capacity`.
 
         context = CachedContext(config, batch=2, capacity=64)
         context.append([5, 3])                # the prompts' lengths
@@ -107,7 +107,7 @@ class CachedContext:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        shape = (batch, capacity + 1, config.num_key_value_heads, config.head_dim)
+        shape = (batch, 1, config.num_key_value_heads, config.head_dim)
         layers = range(config.num_hidden_layers)
         self._keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
         self._values = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
@@ -135,11 +135,13 @@ class CachedContext:
             raise ValueError(
                 f"a sequence of {max(lengths)} tokens does not fit the cache of {self.capacity}: enlarge it"
             )
+        if max(lengths) >= self._keys[0].shape[1]:
+            self._grow(min(self.capacity, max(lengths) * 3 // 2))
         device = self._keys[0].device
         steps_T = torch.arange(max(counts), device=device)
         positions_BT = torch.tensor(self.lengths, device=device)[:, None] + steps_T
         is_real_BT = steps_T < torch.tensor(list(counts), device=device)[:, None]
-        self._slots_BT = torch.where(is_real_BT, positions_BT, self.capacity)
+        self._slots_BT = torch.where(is_real_BT, positions_BT, self._keys[0].shape[1] - 1)
         key_positions_BS = torch.arange(max(lengths), device=device).expand(len(lengths), -1)
         self._mask = AttentionMask(positions_BT, key_positions_BS, is_plain_causal=max(self.lengths) == 0)
         self.lengths = lengths
@@ -168,6 +170,18 @@ class CachedContext:
             mask = replace(mask, window=window, prepared=None)
         num_keys = mask.key_positions.shape[1]
         return ops.attention(q, keys[:, :num_keys], values[:, :num_keys], mask, scale)
+
+    def _grow(self, num_slots: int) -> None:
+        """Make room for `num_slots` tokens a sequence. Slots that hold none are zero: a masked NaN would still spread."""
+        used = max(self.lengths)
+
+        def grown(old: Tensor) -> Tensor:
+            new = old.new_zeros((old.shape[0], num_slots + 1, *old.shape[2:]))
+            new[:, :used] = old[:, :used]
+            return new
+
+        self._keys = [grown(keys) for keys in self._keys]
+        self._values = [grown(values) for values in self._values]
 
     def _appended(self) -> AttentionMask:
         if self._mask is None:
