@@ -1,4 +1,4 @@
-"""A finished build without the training: real tokenizer, data and tiny random weights, a made-up ledger and evaluation."""
+"""A finished build without the training: real tokenizer and data, random weights, a made-up ledger and evaluation."""
 
 from __future__ import annotations
 

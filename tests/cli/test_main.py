@@ -75,7 +75,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["buidl"], "unknown command 'buidl': did you mean 'build'? `openbook --help` lists all"),
         (["--colour"], "no such option '--colour'; see `openbook --help`"),
         (["verify"], "missing argument 'RELEASE'; see `openbook verify --help`"),
-        (["verify", "a", "b"], "got unexpected extra argument ('b'); see `openbook verify --help`"),
+        (["verify", "a", "b"], "got unexpected extra argument (b); see `openbook verify --help`"),
         (["verify", "a", "--jsn"], "no such option '--jsn'. Did you mean '--json'? see `openbook verify --help`"),
     ],
 )

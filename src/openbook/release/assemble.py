@@ -29,7 +29,7 @@ def assemble_release(build: Path, out: Path, model: Path) -> ReleaseFacts:
     """Make the release folder of a build.
 
     Args:
-        build: the build folder: recipe.toml, run.json, tokenizer/, data/<stage>/, trace.jsonl, and evals/ if there is one.
+        build: the build folder: recipe.toml, run.json, tokenizer/, data/<stage>/, trace.jsonl, and evals/ if there is any.
         out: the new release folder.
         model: folder with the final config.json and model.safetensors, as `save_model` writes them.
 
