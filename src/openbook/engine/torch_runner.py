@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,10 @@ from openbook.core.errors import UserError, unknown_name
 from openbook.models.base import CausalModel
 from openbook.models.context import CachedContext, DenseContext
 from openbook.ops.torch_ops import TorchOps
+
+# Below this many multiply-adds (tokens times parameters) a step runs on one thread: it then takes about a millisecond, and
+# waking the other threads costs more than they give, on a busy machine a hundred times more.
+ONE_THREAD_WORK = 64_000_000
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -48,6 +54,7 @@ class TorchRunner:
         self._model = model.eval()
         parameter = next(model.parameters())
         self._device, self._dtype = parameter.device, parameter.dtype
+        self._num_parameters = sum(parameter.numel() for parameter in model.parameters())
 
     @property
     def max_model_len(self) -> int:
@@ -62,28 +69,46 @@ class TorchRunner:
     def start(self, num_sequences: int, num_tokens: int) -> _TorchBatch:
         """See `Runner.start`."""
         context = CachedContext(self._model.config, num_sequences, num_tokens, self._dtype, self._device)
-        return _TorchBatch(self._model, context, self._device)
+        return _TorchBatch(self, context)
 
     @torch.inference_mode()
     def logits(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """See `Runner.logits`."""
         ids_BT = torch.from_numpy(token_ids).to(self._device)
-        logits_BTV = self._model(ids_BT, DenseContext(*ids_BT.shape, device=self._device))
-        return _to_numpy(logits_BTV)
+        with self._threads(ids_BT.numel()):
+            return _to_numpy(self._model(ids_BT, DenseContext(*ids_BT.shape, device=self._device)))
+
+    @torch.inference_mode()
+    def last_logits(
+        self, token_ids: NDArray[np.int64], counts: NDArray[np.int64], context: CachedContext
+    ) -> NDArray[np.float32]:
+        """One step of a batch, see `RunnerBatch.forward`; `context` takes the keys and values."""
+        context.append(counts.tolist())
+        with self._threads(token_ids.size):
+            hidden_BTD = self._model.hidden_states(torch.from_numpy(token_ids).to(self._device), context)
+            # Only the last real token's row goes through the output projection, the largest matrix of a small model.
+            last_B = torch.from_numpy(counts - 1).to(self._device)
+            hidden_BD = hidden_BTD[torch.arange(len(counts), device=self._device), last_B]
+            return _to_numpy(self._model.project(hidden_BD))
+
+    @contextmanager
+    def _threads(self, num_tokens: int) -> Iterator[None]:
+        """As many threads as a step of `num_tokens` tokens is worth."""
+        before = torch.get_num_threads()
+        if before > 1 and num_tokens * self._num_parameters < ONE_THREAD_WORK:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 class _TorchBatch:
-    def __init__(self, model: CausalModel, context: CachedContext, device: torch.device) -> None:
-        self._model, self._context, self._device = model, context, device
+    def __init__(self, runner: TorchRunner, context: CachedContext) -> None:
+        self._runner, self._context = runner, context
 
-    @torch.inference_mode()
     def forward(self, token_ids: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.float32]:
-        self._context.append(counts.tolist())
-        hidden_BTD = self._model.hidden_states(torch.from_numpy(token_ids).to(self._device), self._context)
-        # Only the last real token's row goes through the output projection, the largest matrix of a small model.
-        last_B = torch.from_numpy(counts - 1).to(self._device)
-        hidden_BD = hidden_BTD[torch.arange(len(counts), device=self._device), last_B]
-        return _to_numpy(self._model.project(hidden_BD))
+        return self._runner.last_logits(token_ids, counts, self._context)
 
     @torch.inference_mode()
     def keep(self, rows: NDArray[np.int64]) -> None:
