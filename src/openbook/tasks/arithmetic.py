@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from math import gcd
 from typing import Any, ClassVar
 
-from openbook.tasks.base import Problem, Task, Work
+from openbook.tasks.base import Difficulty, Problem, Task, Work
 from openbook.tasks.digits import add, divide, multiply, num_digits, ones_first, signed
 
 
@@ -144,4 +145,163 @@ def read_equation(equation: str, variable: str) -> tuple[int, int, int]:
     return factor, constant, int(right)
 
 
-TASKS: list[Task] = [ChainSum(), LegCounting(), SimpleEquations()]
+class NumberSorting(Task):
+    """Numbers with the same sign and tens go on one line, in the order asked for; then each line is sorted.
+
+    The ends of the lines are the answer in order; the steps do not write it a second time.
+    """
+
+    name = "number_sorting"
+    group = "arithmetic"
+    summary = "sort decimal numbers"
+    hard: ClassVar[Mapping[str, Any]] = {
+        "min_numbers": 50,
+        "max_numbers": 100,
+        "min_decimals": 2,
+        "max_decimals": 4,
+        "min_value": -500,
+        "max_value": 500,
+    }
+
+    def work(self, problem: Problem) -> Work:
+        metadata = problem.entry["metadata"]
+        numbers: list[str] = metadata["original_numbers"]
+        is_descending = metadata["direction"] == "descending"
+        lines: list[str] = []
+        ordered: list[str] = []
+        for label in sorted({_tens(number) for number in numbers}, key=_tens_order, reverse=is_descending):
+            members = [number for number in numbers if _tens(number) == label]
+            line = f"{label}: {' '.join(members)}"
+            if len(members) > 1:
+                members.sort(key=float, reverse=is_descending)
+                line += f" > {' '.join(members)}"
+            lines.append(line)
+            ordered += members
+        answer = str(ordered)
+        # Every number of the question with its place in the answer.
+        check = " ".join(f"{number}:{ordered.index(number) + 1}" for number in numbers)
+        return Work(steps="\n".join(lines), check=check, answer=answer)
+
+
+def _tens(number: str) -> str:
+    """Sign and tens of a decimal number: -95.7 has -9, 3.2 has 0, -3.2 has -0."""
+    return ("-" if number.startswith("-") else "") + str(int(number.lstrip("-").partition(".")[0]) // 10)
+
+
+def _tens_order(label: str) -> tuple[bool, int]:
+    return not label.startswith("-"), int(label)
+
+
+class BasicArithmetic(Task):
+    """The innermost bracket first, products before sums, left to right: one operation, then what is left to do."""
+
+    name = "basic_arithmetic"
+    group = "arithmetic"
+    summary = "evaluate an expression with brackets"
+    hard: ClassVar[Mapping[str, Any]] = {"min_terms": 5, "max_terms": 10, "min_digits": 2, "max_digits": 5}
+
+    def generate(self, seed: int, difficulty: Difficulty = "easy", **params: Any) -> Problem:
+        from reasoning_gym.arithmetic import basic_arithmetic
+
+        # The package's own walks to the square root: one hard problem in a hundred would take it hours.
+        basic_arithmetic.find_common_divisors = common_divisors
+        return super().generate(seed, difficulty, **params)
+
+    def work(self, problem: Problem) -> Work:
+        parts = drop_brackets(read_expression(problem.entry["metadata"]["expression"]))
+        lines, checks = [write_expression(parts)], []
+        while len(parts) > 1:
+            place = next_operation(parts)
+            first, operator, second = parts[place - 1 : place + 2]
+            assert isinstance(first, int) and isinstance(operator, str) and isinstance(second, int)
+            text, value = apply(first, operator, second)
+            lines.append(text)
+            checks.append(f"{first}{operator}{second}={value} {cast_out_nines(first, operator, second, value)}")
+            parts = drop_brackets([*parts[: place - 1], value, *parts[place + 2 :]])
+            lines.append(write_expression(parts))
+        return Work(steps="\n".join(lines), check="\n".join(checks), answer=str(parts[0]))
+
+
+def common_divisors(first: int, second: int) -> list[int]:
+    """The common divisors in reasoning-gym's order (1, g, 2, g/2, ...), on which its random choice depends."""
+    from sympy import divisors  # type: ignore[import-untyped]
+
+    ordered: list[int] = divisors(gcd(first, second)) if first or second else []
+    half = (len(ordered) + 1) // 2
+    pairs = zip(ordered[:half], reversed(ordered), strict=False)
+    return [int(number) for low, high in pairs for number in ((low,) if low == high else (low, high))]
+
+
+Part = int | str  # a number with its sign, an operator, "(", ")" or "-("
+
+
+def read_expression(expression: str) -> list[Part]:
+    """`-( 4 + -9 ) / 5` as `-(`, 4, `+`, -9, `)`, `/`, 5: a minus after an operator belongs to what follows it."""
+    parts: list[Part] = []
+    for text in re.findall(r"\d+|[-+*/()]", expression):
+        has_sign = (
+            bool(parts) and parts[-1] == "-" and (len(parts) == 1 or parts[-2] in ("+", "-", "*", "/", "(", "-("))
+        )
+        if has_sign and text != "-":
+            parts[-1] = "-(" if text == "(" else -int(text)
+        else:
+            parts.append(int(text) if text.isdigit() else text)
+    return parts
+
+
+def write_expression(parts: list[Part]) -> str:
+    """The parts without spaces."""
+    return "".join(map(str, parts))
+
+
+def drop_brackets(parts: list[Part]) -> list[Part]:
+    """Brackets around a single number go; a minus before them turns its sign."""
+    for start in range(len(parts) - 2):
+        bracket, number, end = parts[start : start + 3]
+        if bracket in ("(", "-(") and isinstance(number, int) and end == ")":
+            value = -number if bracket == "-(" else number
+            return drop_brackets([*parts[:start], value, *parts[start + 3 :]])
+    return parts
+
+
+def next_operation(parts: list[Part]) -> int:
+    """Where the operator stands that is due: the first product, else the first sum, in the first bracket to close."""
+    end = parts.index(")") if ")" in parts else len(parts)
+    start = max((index for index in range(end) if parts[index] in ("(", "-(")), default=-1) + 1
+    for operators in (("*", "/"), ("+", "-")):
+        for index in range(start + 1, end, 2):
+            if parts[index] in operators:
+                return index
+    raise AssertionError("a bracket holds an operation: drop_brackets left no single number in one")
+
+
+def apply(first: int, operator: str, second: int) -> tuple[str, int]:
+    """One operation worked out ones first. Division rounds down, as the questions have it."""
+    if operator == "+":
+        return add(first, second)
+    if operator == "-":
+        return add(first, -second)
+    is_negative = (first < 0) != (second < 0)
+    if operator == "*":
+        # Fewer partial products with the shorter number second.
+        longer, shorter = sorted((abs(first), abs(second)), reverse=True)
+        text, size = multiply(longer, shorter)
+        return text, -size if is_negative else size
+    if abs(second) == 1:
+        return f"{ones_first(first)}/1={ones_first(first)}", -abs(first) if is_negative else abs(first)
+    text, size, rest = divide(abs(first), abs(second))
+    if is_negative and rest:
+        down, value = add(-size, -1)
+        return f"{text} {down}", value
+    return text, -size if is_negative else size
+
+
+def cast_out_nines(first: int, operator: str, second: int, value: int) -> str:
+    """The same operation on the rests by nine; a division as the product it undoes, with what is left over."""
+    if operator == "/":
+        over = first - second * value
+        return f"{second % 9}*{value % 9}" + (f"+{over % 9}" if over else "") + f"={first % 9}"
+    return f"{first % 9}{operator}{second % 9}={value % 9}"
+
+
+TASKS: list[Task] = [ChainSum(), BasicArithmetic(), SimpleEquations(), LegCounting(), NumberSorting()]

@@ -34,19 +34,22 @@ def add(first: int, second: int) -> tuple[str, int]:
     return f"{signed(first)}{'-' if second < 0 else '+'}{ones_first(second, width)}={signed(total, width)}", total
 
 
-def times_digit(number: int, digit: int) -> tuple[str, int]:
-    """A number times one digit: 356 * 7 gives `653*7 24 93 42 2942`.
+def times(number: int, factor: int, plus: int = 0) -> tuple[str, int]:
+    """A number times a factor known by heart, plus a number: 356 * 7 gives `653*7 24 93 42 2942`.
 
-    A column is its ones and its carry: 6*7=42, 5*7+4=39, 3*7+3=24. The product is the ones and the last carry.
+    Each column is written ones first: 6*7=42, then 5*7 and the carry 4 is 39, then 24. The product is the first digit
+    of each column, and all of the last one. `plus` is the carry into the first column.
+    Factor and `plus` are not turned around.
     """
-    product = number * digit
-    text = f"{ones_first(number)}*{digit}"
-    if number < 10 or digit < 2:
+    product = number * factor + plus
+    text = f"{ones_first(number)}*{factor}" + (f"+{plus}" if plus else "")
+    if number < 10 or (factor < 2 and not plus):
         return f"{text}={ones_first(product)}", product
-    carry, columns = 0, []
-    for place in ones_first(number):
-        carry, ones = divmod(int(place) * digit + carry, 10)
-        columns.append(f"{ones}{carry}")
+    carry, columns = plus, []
+    for digit in ones_first(number):
+        column = int(digit) * factor + carry
+        columns.append(ones_first(column, 2))
+        carry = column // 10
     return f"{text} {' '.join(columns)} {ones_first(product)}", product
 
 
@@ -54,7 +57,7 @@ def multiply(first: int, second: int) -> tuple[str, int]:
     """Sizes multiplied digit by digit of the second, ones first; each partial product is shifted and added at once."""
     total, parts = 0, []
     for place, digit in enumerate(ones_first(second)):
-        text, product = times_digit(abs(first), int(digit))
+        text, product = times(abs(first), int(digit))
         parts.append(text)
         if place:
             text, total = add(product * 10**place, total)
