@@ -113,7 +113,7 @@ def test_an_unknown_task_or_parameter_is_one_line(chat: Chat, tmp_path: Path) ->
         write_stage_data(tmp_path / "x", "x", [MixtureEntry(task="gdc")], 10, 5, chat, CONFIG, num_workers=2)
     wrong = MixtureEntry(task="gcd", params={"max_numbre": 3})
     with pytest.raises(UserError, match=r"^task gcd with max_numbre=3: "):
-        write_stage_data(tmp_path / "x", "x", [wrong], 10, 5, chat, CONFIG, num_workers=1)
+        write_stage_data(tmp_path / "x", "x", [wrong], 10, 5, chat, CONFIG, num_workers=2)
     assert list(tmp_path.iterdir()) == []
 
 

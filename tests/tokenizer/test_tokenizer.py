@@ -5,7 +5,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from openbook.core.errors import UserError
@@ -26,15 +26,22 @@ def test_round_trip_of_any_text(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-ascii_text = st.text(st.characters(max_codepoint=127)) | st.lists(
+plain_text = st.text(st.characters(max_codepoint=127) | st.characters(categories=["P", "S"])) | st.lists(
     st.sampled_from(["'", "s", "S", "'LL", " ", "\n", "\r", "\t", "\x0b", "\x1c", "\x85", "1", "-", "ab", "A", "_"])
 ).map("".join)
 
 
-@given(ascii_text)
+@given(plain_text)
+@example("→ ×1 a…b “c” 5€\n")
 def test_words_from_the_cache_equal_the_library(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer._words is not None
-    assert tokenizer.encode(text) == tokenizer._text.encode(text, add_special_tokens=False).ids
+    assert tokenizer._words.encode(text) == tokenizer._text.encode(text, add_special_tokens=False).ids
+
+
+@given(st.lists(st.text()))
+def test_a_batch_equals_one_by_one(tokenizer: Tokenizer, texts: list[str]) -> None:
+    library = [tokenizer._text.encode(text, add_special_tokens=False).ids for text in texts]
+    assert tokenizer.encode_batch(texts) == library == [tokenizer.encode(text) for text in texts]
 
 
 @given(st.lists(st.sampled_from([*SPECIAL_TOKENS, "<", "|>", "a", " "])).map("".join))

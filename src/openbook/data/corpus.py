@@ -285,11 +285,10 @@ _maker: Maker | None = None
 
 
 def _start_worker(maker: Maker) -> None:
-    """Run once in each new process: one core each, and the slow import (reasoning_gym) paid before the first chunk."""
+    """Run once in each new process, which has one core to itself."""
     global _maker
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _maker = maker
-    maker.make(0, 1)
 
 
 def _make(start: int, stop: int) -> Chunk:

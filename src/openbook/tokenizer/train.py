@@ -62,27 +62,25 @@ def train_tokenizer(texts_by_task: Mapping[str, Sequence[str]], config: Tokenize
 
 
 def _fixed_words(texts_by_task: Mapping[str, Sequence[str]], min_share: float) -> tuple[list[str], str]:
-    """Fixed words of two characters or more, most used first, and all other pieces joined by spaces.
+    """Fixed words of two characters or more, most used first, and all other pieces, each once, joined by spaces.
 
     Both are in the byte-level alphabet (one character a byte, no real spaces). Words are split at capitals.
     """
     split = pre_tokenizer()
     use: dict[str, float] = defaultdict(float)  # sum over tasks of the share of texts with the piece
     fixed: set[str] = set()
-    occurrences: Counter[str] = Counter()
     for _, texts in sorted(texts_by_task.items()):
         num_texts_with: Counter[str] = Counter()
         for text in texts:
             parts = _CONTROL.split(text)
-            pieces = [p for part in parts for word, _ in split.pre_tokenize_str(part) for p in _PIECE.findall(word)]
-            occurrences.update(pieces)
-            num_texts_with.update(set(pieces))
+            num_texts_with.update(
+                {piece for part in parts for word, _ in split.pre_tokenize_str(part) for piece in _PIECE.findall(word)}
+            )
         for piece, count in num_texts_with.items():
             use[piece] += count / len(texts)
             if len(piece) > 1 and count >= min_share * len(texts):
                 fixed.add(piece)
-    changing = (f"{piece} " * count for piece, count in sorted(occurrences.items()) if piece not in fixed)
-    return sorted(fixed, key=lambda word: (-use[word], word)), "".join(changing)
+    return sorted(fixed, key=lambda word: (-use[word], word)), " ".join(sorted(use.keys() - fixed))
 
 
 def _learn_merges(words: Sequence[str], changing: str, limit: int) -> list[tuple[str, str]]:
@@ -96,7 +94,7 @@ def _learn_merges(words: Sequence[str], changing: str, limit: int) -> list[tuple
     all_words = " ".join(words)
 
     def harm(pair: tuple[str, str]) -> float:
-        """How often the merged text stands in changing text, for each time that it stands in a fixed word."""
+        """How many changing pieces the merged text stands in, for each time that it stands in a fixed word."""
         text = pair[0] + pair[1]
         if text not in harm_of:
             harm_of[text] = (changing.count(text) + 1) / all_words.count(text)
