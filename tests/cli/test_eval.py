@@ -36,7 +36,8 @@ def test_the_table_has_accuracy_and_interval(
     assert main(["eval", str(tiny_folder), "gcd,lcm", "--seed", "7", "--samples", "10"]) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
-    items = [json.loads(line) for line in Path("evals/tiny-gcd+lcm-easy-medium-7-10/gcd.jsonl").read_text().splitlines()]
+    file = Path("evals/tiny-gcd+lcm-easy-medium-7-10/gcd.jsonl")
+    items = [json.loads(line) for line in file.read_text().splitlines()]
     share = sum(item["score"] == 1.0 for item in items) / 10
     assert 0 < share < 1
     assert lines[0].startswith("scripted: easy, effort medium, seed 7, 10 problems a task, in 0:0")
@@ -71,8 +72,8 @@ def test_a_random_model_runs_from_its_folder(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "scores"
-    arguments = ["eval", str(tiny_folder), "gcd", "--samples", "3", "--difficulty", "hard", "--max-tokens", "9", "--json"]
-    assert main([*arguments, "--out", str(out)]) == 0
+    settings = ["--samples", "3", "--difficulty", "hard", "--max-tokens", "9", "--json"]
+    assert main(["eval", str(tiny_folder), "gcd", "--out", str(out), *settings]) == 0
     assert json.loads(capsys.readouterr().out)["totals"]["accuracy"] == 0.0
 
 
@@ -80,10 +81,10 @@ def test_a_random_model_runs_from_its_folder(
     ("arguments", "line"),
     [
         (["gcdd"], "unknown suite 'gcdd': did you mean 'gcd'?"),
-        (["gcd", "--out", "."], "--out . exists already and nothing is overwritten: give a new path, or remove it first"),
+        (["gcd", "--out", "."], "--out . exists already and nothing is overwritten: give a new path"),
         (["gcd", "--temperature", "-1"], "temperature is -1.0: expected 0 or more; correct that value"),
         (["gcd", "--seed", "1000000000"], "invalid value for '--seed': 1000000000 is not in the range 0<=x<=999999999"),
-        (["gcd", "--seed", "999999999"], "seeds 999,999,999 to 1,000,000,048 are not for evaluation: from 1,000,000,000"),
+        (["gcd", "--seed", "999999999"], "seeds 999,999,999 to 1,000,000,048 are not for evaluation"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(

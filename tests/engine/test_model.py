@@ -192,7 +192,8 @@ def test_a_prompt_that_is_no_text_is_one_line(tiny_model: Model) -> None:
         ("meta", "the device meta is not supported: expected cpu, cuda or cuda:N"),
         (
             "cuda:99",
-            f"the device cuda:99 is not there: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu",
+            f"the device cuda:99 is not there: this machine has {torch.cuda.device_count()} CUDA devices; "
+            "use --device cpu",
         ),
     ],
 )

@@ -37,6 +37,7 @@ def test_an_unknown_suite_is_one_line() -> None:
     with pytest.raises(UserError) as error:
         task_names("gcd,spell_backwards")
     assert str(error.value).startswith(
-        "unknown suite 'spell_backwards': did you mean 'spell_backward'? give a task (`openbook tasks` lists all) or all, "
+        "unknown suite 'spell_backwards': did you mean 'spell_backward'? "
+        "give a task (`openbook tasks` lists all) or all, "
     )
     assert str(error.value).endswith(", tiny")

@@ -50,7 +50,8 @@ def locate(model: str | Path) -> Path:
         raise UserError(f"the model {name} is a file: expected a folder with config.json and model.safetensors")
     if _is_hub_id(name):
         raise UserError(
-            f"there is no folder {name}, and loading hub ids is not supported yet: download the model, then give its folder"
+            f"there is no folder {name}, and loading hub ids is not supported yet: download the model, then give its "
+            "folder"
         )
     if "/" in name or name.startswith((".", "~")):
         raise UserError(f"there is no folder {name}: check the path; {known}")

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -16,8 +16,9 @@ from openbook.cli.stream_view import StreamView
 from openbook.core.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
-    from openbook.engine.model import Effort, Message, Model
+    from openbook.engine.model import Message, Model
     from openbook.engine.request import SamplingParams
+    from openbook.tasks.base import Effort
 
 HELP = """\
 /effort low|medium|high   how much the model may think
@@ -91,7 +92,7 @@ class Conversation:
         if name == "/effort":
             if argument not in EFFORTS:
                 raise unknown_name("effort", argument, EFFORTS, f"expected {', '.join(EFFORTS)}")
-            self._effort = argument
+            self._effort = cast("Effort", argument)
             _say(f"(effort {argument})")
         elif name == "/reset":
             self.messages.clear()

@@ -13,10 +13,9 @@ from openbook.core.files import require_absent
 from openbook.core.progress import Progress, format_duration
 
 if TYPE_CHECKING:
-    from openbook.engine.model import Effort
     from openbook.evals.prompts import PromptStyle
     from openbook.evals.report import Report, Totals
-    from openbook.tasks.base import Difficulty
+    from openbook.tasks.base import Difficulty, Effort
 
 
 @click.command("eval", short_help="Score a model on tasks and write every item beside the summary.")
@@ -138,7 +137,8 @@ def table(report: Report) -> str:
 
 def _row(name: str, totals: Totals, width: int) -> str:
     interval = f"{totals.interval.low:.1%} to {totals.interval.high:.1%}"
-    return f"{name:<{width}}  {totals.accuracy:>8.1%}  {interval:<15}  {totals.mean_score:>10.3f}  {totals.mean_tokens:>6.0f}"
+    figures = f"{totals.accuracy:>8.1%}  {interval:<15}  {totals.mean_score:>10.3f}  {totals.mean_tokens:>6.0f}"
+    return f"{name:<{width}}  {figures}"
 
 
 def _folder_name(model: str, suite: str, *settings: Any) -> str:

@@ -13,8 +13,9 @@ from openbook.cli.stream_view import StreamView
 from openbook.core.errors import UserError
 
 if TYPE_CHECKING:
-    from openbook.engine.model import Answer, Effort, Model
+    from openbook.engine.model import Answer, Model
     from openbook.engine.request import SamplingParams
+    from openbook.tasks.base import Effort
 
 
 @click.command("run", short_help="Give one prompt to a model and print its answer.")

@@ -1,4 +1,4 @@
-"""How an answer appears: thinking on stderr, dimmed on a terminal; the answer on stdout, so that a pipe gets it alone."""
+"""How an answer appears: thinking on stderr, dimmed on a terminal; the answer on stdout, so a pipe gets it alone."""
 
 from __future__ import annotations
 

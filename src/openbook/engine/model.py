@@ -279,7 +279,8 @@ class Model:
         for row in token_ids:
             if not 0 < len(row) <= self.max_model_len:
                 raise UserError(
-                    f"a row has {len(row):,} token ids: expected 1 to {self.max_model_len:,} (the model's context); cut it"
+                    f"a row has {len(row):,} token ids: expected 1 to {self.max_model_len:,} (the model's context); "
+                    "cut it"
                 )
             if not 0 <= min(row) <= max(row) < self._runner.vocab_size:
                 raise UserError(

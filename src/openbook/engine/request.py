@@ -79,8 +79,8 @@ class Request:
             raise UserError("the prompt is empty: expected at least one token; give some text")
         if num_prompt >= max_model_len:
             raise UserError(
-                f"the prompt has {num_prompt:,} tokens and the model's context is {max_model_len:,} (prompt and answer): "
-                "shorten the prompt"
+                f"the prompt has {num_prompt:,} tokens and the model's context is {max_model_len:,} "
+                "(prompt and answer): shorten the prompt"
             )
         room = max_model_len - num_prompt
         return room if self.params.max_tokens is None else min(room, self.params.max_tokens)

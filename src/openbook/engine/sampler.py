@@ -29,7 +29,7 @@ def sample(
     Returns:
         int64 [B]. Among equal logits greedy decoding takes the lowest id.
     """
-    tokens = logits.argmax(axis=-1)
+    tokens: NDArray[np.int64] = logits.argmax(axis=-1)
     for row, row_params in enumerate(params):
         if not row_params.is_greedy:
             tokens[row] = _sample_row(logits[row], row_params, positions[row])
@@ -53,7 +53,7 @@ def probabilities(logits: NDArray[np.float32], params: SamplingParams) -> NDArra
         float64 [V] that sums to 1. Top-k and min-p keep every token that ties with the last one kept.
     """
     scaled = (logits.astype(np.float64) - float(logits.max())) / params.temperature
-    weights = np.exp(scaled)  # the likeliest token has weight 1, so nothing overflows
+    weights: NDArray[np.float64] = np.exp(scaled)  # the likeliest token has weight 1, so nothing overflows
     if 0 < params.top_k < len(weights):
         weights[weights < np.partition(weights, -params.top_k)[-params.top_k]] = 0.0
     if params.top_p < 1:
@@ -62,7 +62,8 @@ def probabilities(logits: NDArray[np.float32], params: SamplingParams) -> NDArra
         weights[order[before >= params.top_p * weights.sum()]] = 0.0
     if params.min_p > 0:
         weights[weights < params.min_p] = 0.0
-    return weights / weights.sum()
+    weights /= weights.sum()
+    return weights
 
 
 def _sample_row(logits: NDArray[np.float32], params: SamplingParams, position: int) -> int:

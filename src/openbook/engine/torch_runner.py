@@ -16,8 +16,8 @@ from openbook.models.base import CausalModel
 from openbook.models.context import CachedContext, DenseContext
 from openbook.ops.torch_ops import TorchOps
 
-# Below this many multiply-adds (tokens times parameters) a step runs on one thread: it then takes about a millisecond, and
-# waking the other threads costs more than they give, on a busy machine a hundred times more.
+# Below this many multiply-adds (tokens times parameters) a step runs on one thread: it then takes about a millisecond,
+# and waking the other threads costs more than they give, on a busy machine a hundred times more.
 ONE_THREAD_WORK = 64_000_000
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -74,9 +74,10 @@ class TorchRunner:
     @torch.inference_mode()
     def logits(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """See `Runner.logits`."""
-        ids_BT = torch.from_numpy(token_ids).to(self._device)
-        with self._threads(ids_BT.numel()):
-            return _to_numpy(self._model(ids_BT, DenseContext(*ids_BT.shape, device=self._device)))
+        num_rows, num_tokens = token_ids.shape
+        context = DenseContext(num_rows, num_tokens, self._device)
+        with self._threads(token_ids.size):
+            return _to_numpy(self._model(torch.from_numpy(token_ids).to(self._device), context))
 
     @torch.inference_mode()
     def last_logits(

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 
 from openbook.core.errors import UserError
 from openbook.core.seeding import TRAIN_SEED_START, derive_seed
-from openbook.engine.model import Answer, Effort, Message, Model
+from openbook.engine.model import Answer, Model
 from openbook.engine.request import SamplingParams
 from openbook.evals.prompts import PromptStyle, conversation, default_style, extract_answer
 from openbook.evals.report import Item, Report, Settings
-from openbook.tasks.base import Difficulty, Problem
+from openbook.tasks.base import Difficulty, Effort, Problem
 from openbook.tasks.registry import get_task
 
 
@@ -55,8 +55,8 @@ def evaluate(
         raise UserError(f"samples is {samples}: expected 1 or more; correct that value")
     if seed < 0 or seed + samples > TRAIN_SEED_START:
         raise UserError(
-            f"seeds {seed:,} to {seed + samples - 1:,} are not for evaluation: from {TRAIN_SEED_START:,} on they belong to "
-            "training; choose a smaller --seed"
+            f"seeds {seed:,} to {seed + samples - 1:,} are not for evaluation: "
+            f"from {TRAIN_SEED_START:,} on they belong to training; choose a smaller --seed"
         )
     began_s = time.monotonic()
     style = prompt_style or default_style(model)
