@@ -35,15 +35,25 @@ class CausalModel(nn.Module):
         """ids int64 [B, T] to logits [B, T, V]."""
         return self.project(self.hidden_states(ids, context))
 
-    def loss(self, ids: Tensor, targets: Tensor, context: AttentionContext) -> Tensor:
+    def loss(self, ids: Tensor, targets: Tensor, context: AttentionContext, trained: Tensor | None = None) -> Tensor:
         """Sum of the negative log likelihood of `targets`, float32 scalar.
 
         Args:
             ids: int64 [B, T].
             targets: int64 [B, T], the token that follows each of `ids`; negative where nothing is to be learned.
+            trained: int64 [M], where the flattened `targets` are not negative (`trained_positions`): logits are
+                computed only there. None: everywhere.
         """
-        logits = self.forward(ids, context)
-        return self.ops.softmax_cross_entropy(logits.flatten(0, 1), targets.flatten())
+        hidden_MD = self.hidden_states(ids, context).flatten(0, 1)
+        targets_M = targets.flatten()
+        if trained is not None:
+            hidden_MD, targets_M = hidden_MD.index_select(0, trained), targets_M.index_select(0, trained)
+        return self.ops.softmax_cross_entropy(self.project(hidden_MD), targets_M)
+
+
+def trained_positions(targets: Tensor) -> Tensor:
+    """Where the flattened `targets` are not negative, int64 [M]; M varies: an input to a compiled loss."""
+    return (targets.flatten() >= 0).nonzero().squeeze(1)
 
 
 @torch.no_grad()

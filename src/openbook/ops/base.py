@@ -32,6 +32,9 @@ class AttentionMask:
     key_documents: Tensor | None = None  # int64 [B, S]
     window: int | None = None
     is_plain_causal: bool = False  # T == S, positions 0..T-1 in every row, no documents: backends may use a fast path
+    # T == S, and no query sees a key more than reach - 1 columns before its own: a plain number, so that a backend can
+    # cut rows into blocks of fixed shape. None: unknown.
+    reach: int | None = None
     prepared: Tensor | None = None  # what `Ops.prepare_mask` derived from the fields above; only its backend reads it
 
 

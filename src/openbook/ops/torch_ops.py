@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openbook.ops.base import AttentionMask
+from openbook.ops.block_attention import block_attention, block_bias, suits_blocks
 
 
 def visible_keys(mask: AttentionMask) -> Tensor:
@@ -55,12 +56,14 @@ class TorchOps:
         return torch.cat((first * cos_BT1J - second * sin_BT1J, second * cos_BT1J + first * sin_BT1J), dim=-1)
 
     def prepare_mask(self, mask: AttentionMask, dtype: torch.dtype) -> AttentionMask:
-        """See `Ops.prepare_mask`; `prepared` is an additive bias [B, 1, T, S] of `dtype`, 0 or a most negative number.
+        """See `Ops.prepare_mask`; `prepared` is added to the scores: [B, 1, T, S], or what `block_bias` gives.
 
-        A finite number, not minus infinity: a query that sees no key (padding) then gets a mean instead of NaN.
+        Hidden keys get a finite number, not minus infinity: a query that sees no key (padding) gets a mean, not NaN.
         """
         if mask.is_plain_causal and mask.window is None:
             return mask
+        if suits_blocks(mask, dtype):
+            return replace(mask, prepared=block_bias(mask, dtype))
         bias_BTS = torch.where(visible_keys(mask), 0.0, torch.finfo(dtype).min).to(dtype)
         return replace(mask, prepared=bias_BTS[:, None])
 
@@ -68,6 +71,8 @@ class TorchOps:
         """See `Ops.attention`."""
         if mask.prepared is None:
             mask = self.prepare_mask(mask, q.dtype)
+        if mask.prepared is not None and mask.prepared.dim() == 5:
+            return block_attention(q, k, v, mask.prepared, scale)
         out_BNTH = F.scaled_dot_product_attention(
             q.transpose(1, 2),
             k.transpose(1, 2),
