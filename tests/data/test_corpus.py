@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -147,3 +148,16 @@ def test_worked_solutions_that_fail_are_not_hidden(chat: Chat, monkeypatch: pyte
     maker = Maker(mixture=Mixture([MixtureEntry(task="gcd")], 5), chat=chat, row_tokens=256)
     with pytest.raises(ArithmeticError):
         maker.make(0, 1)
+
+
+def test_a_killed_worker_is_one_line_and_leaves_nothing(chat: Chat, tmp_path: Path) -> None:
+    def kill_a_worker(num_documents: int) -> None:
+        multiprocessing.active_children()[0].kill()
+
+    with pytest.raises(
+        UserError, match=r"^a process that makes data was killed \(out of memory\?\): use fewer threads$"
+    ):
+        write_stage_data(
+            tmp_path / "x", "x", [MixtureEntry(task="spell_backward")], 20_000, 5, chat, DataConfig(), 2, kill_a_worker
+        )
+    assert list(tmp_path.iterdir()) == []
