@@ -88,6 +88,7 @@ def facts() -> ReleaseFacts:
             precision="float32",
             optimizer="muon",
             device="cpu",
+            is_compiled=True,
             machine="A processor, 2 cores",
             threads=2,
             seconds=1234.0,

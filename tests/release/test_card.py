@@ -40,6 +40,8 @@ def test_card_states_the_facts(facts: ReleaseFacts) -> None:
         "| second | 1,500 | 3,000,000 | 0.01 | 0.0625 |",
         "| time | 20:34 |",
         "| threads | 2 |",
+        "| device | cpu, through torch.compile |",
+        "openbook build provenance/recipe.toml --out rebuilt --threads 2 --compile\n",
         f"| recipe | {'ab' * 32} |",
         "ef" * 32,
         "at most 2,048 tokens; no training row had more than 512",

@@ -13,7 +13,7 @@ from openbook.core.errors import CheckError, UserError
 from openbook.core.seeding import TRAIN_SEED_START
 
 if TYPE_CHECKING:
-    from openbook.engine.model import Model
+    from openbook.engine.model import AnswerStream, Model
     from openbook.release.facts import Score
     from openbook.tasks.base import Problem
 
@@ -80,28 +80,22 @@ def draw_problems(tasks: list[str], seed: int) -> list[Problem]:
 def _solve(model: Model, problem: Problem, as_json: bool) -> dict[str, object]:
     """Put one problem to the model, show what it says as it says it, and score the answer."""
     from openbook.evals.harness import score
+    from openbook.evals.prompts import extract_answer
 
     _say(as_json, f"   {problem.task}, seed {problem.seed}", bold=True)
-    _say(as_json, _indent(problem.question.strip()))
+    _say(as_json, _entry("asks", problem.question.strip()))
     stream = model.stream(problem.question)
-    kind = ""
-    for piece in stream:
-        if as_json:
-            continue
-        if piece.kind != kind:
-            click.echo(
-                f"{chr(10) if kind else ''}   {'thinks ' if piece.kind == 'reasoning' else 'answers'} | ", nl=False
-            )
-            kind = piece.kind
-        text = piece.text.replace("\n", "\n           | ")
-        click.secho(text, nl=False, dim=piece.kind == "reasoning", bold=piece.kind == "answer")
+    if as_json:
+        for _ in stream:
+            pass
+    else:
+        _show(stream)
     answer = stream.answer
-    points = score(problem, answer.text.strip())
+    points = score(problem, extract_answer(answer.text, "bare"))
     if not as_json:
-        click.echo("\n   scores  | ", nl=False)
+        click.echo(_entry("scores", ""), nl=False)
         click.secho(f"{points:g}", fg="green" if points >= 1 else "red", nl=False)
-        right = str(problem.entry["answer"])
-        click.echo("\n" if points >= 1 else f" (expected: {right})\n")
+        click.echo("\n" if points >= 1 else f" (the worked solution says {_solution(problem)})\n")
     return {
         "task": problem.task,
         "seed": problem.seed,
@@ -112,6 +106,26 @@ def _solve(model: Model, problem: Problem, as_json: bool) -> dict[str, object]:
     }
 
 
+def _show(stream: AnswerStream) -> None:
+    """Print thinking and answer under a head each, as they come; line breaks keep to the column."""
+    kind, has_answer = "", False
+    for piece in stream:
+        has_answer = has_answer or piece.kind == "answer"
+        if piece.kind != kind:
+            click.echo("\n" if kind else "", nl=False)
+            click.echo(_entry("thinks" if piece.kind == "reasoning" else "answers", ""), nl=False)
+            kind = piece.kind
+        text = piece.text.replace("\n", f"\n{_entry('', '')}")
+        click.secho(text, nl=False, dim=kind == "reasoning", bold=kind == "answer")
+    click.echo("" if has_answer else f"\n{_entry('answers', '(nothing)')}")
+
+
+def _solution(problem: Problem) -> str:
+    from openbook.tasks.registry import get_task
+
+    return get_task(problem.task).work(problem).answer
+
+
 def _score_line(score: Score) -> str:
     kind = f"{score.difficulty}, {score.effort}"
     return (
@@ -120,10 +134,10 @@ def _score_line(score: Score) -> str:
     )
 
 
-def _indent(text: str) -> str:
-    return "\n".join(
-        f"   asks    | {line}" if not index else f"           | {line}" for index, line in enumerate(text.splitlines())
-    )
+def _entry(head: str, text: str) -> str:
+    """Text in a column, with a head beside its first line."""
+    heads = [head, *[""] * text.count("\n")]
+    return "\n".join(f"   {head:<7} | {line}" for head, line in zip(heads, text.split("\n"), strict=True))
 
 
 def _say(as_json: bool, text: str, *, bold: bool = False) -> None:

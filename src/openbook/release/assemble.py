@@ -29,7 +29,7 @@ def assemble_release(build: Path, out: Path, model: Path) -> ReleaseFacts:
     """Make the release folder of a build.
 
     Args:
-        build: the build folder: recipe.toml, run.json, tokenizer/, data/<stage>/, trace.jsonl, and evals/ if there is any.
+        build: the build folder: recipe.toml, run.json, tokenizer/, data/<stage>/, trace.jsonl, evals/ if there is any.
         out: the new release folder.
         model: folder with the final config.json and model.safetensors, as `save_model` writes them.
 
@@ -102,4 +102,4 @@ def machine() -> str:
     except OSError:
         pass  # not Linux
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return f"{processor}, {cores} cores, {platform.system()} {platform.machine()}"
+    return f"{processor}, {cores} core{'s' if cores != 1 else ''}, {platform.system()} {platform.machine()}"

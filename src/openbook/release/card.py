@@ -14,7 +14,11 @@ MAX_CHARACTERS = 1500  # shown of one part of a transcript
 
 def render_card(facts: ReleaseFacts) -> str:
     """The text of README.md: front-matter that model hubs read, then the card."""
-    text = environment().get_template("card.md.jinja").render(facts=facts, details=details(facts))
+    text = (
+        environment()
+        .get_template("card.md.jinja")
+        .render(facts=facts, details=details(facts), rebuild_flags=_rebuild_flags(facts))
+    )
     return text.rstrip() + "\n"
 
 
@@ -34,13 +38,21 @@ def details(facts: ReleaseFacts) -> list[tuple[str, str]]:
         ("tokens read", f"{facts.trained_tokens:,}"),
         ("precision", training.precision),
         ("optimizer", training.optimizer),
-        ("device", training.device),
+        ("device", training.device + (", through torch.compile" if training.is_compiled else "")),
         ("threads", str(training.threads) if training.threads else ""),
         ("machine", training.machine),
         ("time", format_duration(training.seconds) if training.seconds else ""),
         ("versions", ", ".join(f"{name} {version}" for name, version in training.versions.items())),
     ]
     return [(label, value) for label, value in rows if value]
+
+
+def _rebuild_flags(facts: ReleaseFacts) -> str:
+    """What the build command needs to go the same way: other flags may give other bits."""
+    training = facts.training
+    device = f" --device {training.device}" if training.device not in ("", "cpu") else ""
+    threads = f" --threads {training.threads}" if training.threads else ""
+    return f"{device}{threads} {'--compile' if training.is_compiled else '--no-compile'}"
 
 
 @cache

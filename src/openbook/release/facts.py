@@ -78,6 +78,7 @@ class TrainingFacts:
     precision: str
     optimizer: str
     device: str
+    is_compiled: bool
     machine: str
     threads: int
     seconds: float

@@ -55,7 +55,8 @@ def gather_facts(
         training=TrainingFacts(
             precision=recipe.precision,
             optimizer=recipe.optimizer.kind,
-            device=f"{environment.get('device', '')}{', compiled' if environment.get('is_compiled') else ''}",
+            device=str(environment.get("device", "")),
+            is_compiled=bool(environment.get("is_compiled", False)),
             machine=str(environment.get("machine", "")),
             threads=int(environment.get("threads", 0)),
             seconds=float(environment.get("seconds", 0.0)),

@@ -27,7 +27,7 @@ DIGITS = 12  # hex digits of a hash in a message
 NOT_CHECKED = (
     "who made the release (the manifest is not signed)",
     "that the data comes out of its generators again",
-    "that the recipe leads to these weights (`openbook build` on the same kind of machine does)",
+    "that the recipe leads to these weights (build it again and compare)",
 )
 
 
