@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,9 @@ def load_runner(folder: Path, device: str, dtype: str) -> TorchRunner:
     """
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES, f"expected {' or '.join(DTYPES)}")
-    return TorchRunner(load_model(folder, TorchOps(), _device(device), DTYPES[dtype]))
+    place = _device(device)
+    with _one_thread():  # reading files needs no more, and threads once woken spin on for a while
+        return TorchRunner(load_model(folder, TorchOps(), place, DTYPES[dtype]))
 
 
 def _device(name: str) -> torch.device:
@@ -92,16 +94,9 @@ class TorchRunner:
             hidden_BD = hidden_BTD[torch.arange(len(counts), device=self._device), last_B]
             return _to_numpy(self._model.project(hidden_BD))
 
-    @contextmanager
-    def _threads(self, num_tokens: int) -> Iterator[None]:
+    def _threads(self, num_tokens: int) -> AbstractContextManager[None]:
         """As many threads as a step of `num_tokens` tokens is worth."""
-        before = torch.get_num_threads()
-        if before > 1 and num_tokens * self._num_parameters < ONE_THREAD_WORK:
-            torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+        return _one_thread() if num_tokens * self._num_parameters < ONE_THREAD_WORK else nullcontext()
 
 
 class _TorchBatch:
@@ -114,6 +109,16 @@ class _TorchBatch:
     @torch.inference_mode()
     def keep(self, rows: NDArray[np.int64]) -> None:
         self._context.select(rows.tolist())
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _to_numpy(logits: torch.Tensor) -> NDArray[np.float32]:
