@@ -70,7 +70,7 @@ def _kill_places() -> list[tuple[str, int]]:
     draw = random.Random(derive_seed(1, "kill places"))
     step = "openbook.train.loop.train_step"
     return [
-        ("openbook.tokenizer.chat.Chat.save", 1),
+        ("openbook.tokenizer.chat.write_text", 1),  # tokenizer written, template not
         ("openbook.data.corpus.write_json", 1),  # data written, manifest not
         (step, draw.randint(1, 5)),
         (step, draw.randint(6, 12)),

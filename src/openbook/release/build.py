@@ -29,6 +29,7 @@ from openbook.core.files import (
     write_json,
 )
 from openbook.core.progress import Progress
+from openbook.core.seeding import derive_seed
 from openbook.train.recipe import Recipe, StageConfig, find_recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ class _Build:
                 stage.name,
                 stage.mixture,
                 stage.documents,
-                self.recipe.seed,
+                derive_seed(self.recipe.seed, stage.name),
                 Chat.load(self.folder / "tokenizer"),
                 self.recipe.data,
                 self.workers,

@@ -45,6 +45,7 @@ def run_stage(
     torch.set_num_threads(layout.threads)
     torch.use_deterministic_algorithms(True)
     stage = recipe.stages[index]
+    torch.manual_seed(derive_seed(recipe.seed, stage.name, "random state"))
     config = recipe.model_config(Chat.load(tokenizer).tokenizer.vocab_size)
     model = build_model(config, TorchOps())
     init_weights(model, torch.Generator().manual_seed(derive_seed(recipe.seed, "weights")))

@@ -54,14 +54,14 @@ class StageConfig(Config):
 class EvalConfig(Config):
     """The scores that a release carries: `samples` fresh problems of each task, from `seed` on.
 
-    difficulties, efforts: every combination is scored. main_effort: the one that the card and the report show first.
+    difficulties, efforts: every combination is scored.
     """
 
     tasks: list[str]
     samples: int = 100
     seed: int = 500_000_000
-    difficulties: list[Difficulty] = ["easy"]
-    efforts: list[Effort] = ["medium"]
+    difficulties: list[Difficulty] = msgspec.field(default_factory=lambda: ["easy"])
+    efforts: list[Effort] = msgspec.field(default_factory=lambda: ["medium"])
     max_tokens: int = 512
 
 
