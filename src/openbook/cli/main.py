@@ -10,7 +10,6 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 import click
@@ -83,7 +82,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version("openbook"), message="openbook %(version)s")
+@click.version_option(package_name="openbook", message="openbook %(version)s")
 def cli() -> None:
     """Openbook: a reasoning model that anyone can run, rebuild, measure and check.
 
