@@ -16,9 +16,9 @@ from openbook.models.base import CausalModel
 from openbook.models.context import CachedContext, DenseContext
 from openbook.ops.torch_ops import TorchOps
 
-# Below this many multiply-adds (tokens times parameters) a step runs on one thread: it then takes about a millisecond,
+# Below this many multiply-adds (tokens times parameters) a step runs on one thread: it then takes some 10 milliseconds,
 # and waking the other threads costs more than they give, on a busy machine a hundred times more.
-ONE_THREAD_WORK = 64_000_000
+ONE_THREAD_WORK = 400_000_000
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
