@@ -129,4 +129,4 @@ def _require_same_names(given: Collection[str], expected: Collection[str], where
     for kind, names in (("lacks", expected - given), ("has unknown", given - expected)):
         if names:
             shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise UserError(f"{where} {kind} the tensors {shown}: {_MISMATCH}")
+            raise UserError(f"{where} {kind} tensors {shown}: {_MISMATCH}")
