@@ -151,7 +151,9 @@ def talk(conversation: Conversation) -> None:
 
 def _read_line() -> str | None:
     """The next line, or None at the end of the input."""
-    if not sys.stdin.isatty():
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        if sys.stdin.isatty():  # the answers go to a file, where input() would put its prompt too
+            click.echo(PROMPT, nl=False, err=True)
         return sys.stdin.readline() or None
     try:
         return input(PROMPT)
