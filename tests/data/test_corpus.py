@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections import Counter
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from openbook.core.errors import UserError
+from openbook.core.seeding import TRAIN_SEED_START
 from openbook.data import corpus
 from openbook.data.corpus import Maker, sample_texts, write_stage_data
 from openbook.data.mixture import Mixture, MixtureEntry
 from openbook.data.pack import DataConfig
+from openbook.data.record import Record
 from openbook.data.shards import map_shard, read_manifest, read_records
 from openbook.tasks.base import Problem
 from openbook.tasks.registry import get_task
@@ -161,3 +165,33 @@ def test_a_killed_worker_is_one_line_and_leaves_nothing(chat: Chat, tmp_path: Pa
             tmp_path / "x", "x", [MixtureEntry(task="spell_backward")], 20_000, 5, chat, DataConfig(), 2, kill_a_worker
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_conversations_begin_with_answered_questions_that_are_trained_on_too(chat: Chat) -> None:
+    entries = [MixtureEntry(task="spell_backward")]
+    maker = Maker(mixture=Mixture(entries, 5, history_share=0.5), chat=chat, row_tokens=256)
+    chunk = maker.make(0, 200)
+    records = [msgspec.json.decode(record, type=Record) for record in chunk.records]
+    turns = Counter(len(record.history) for record in records)
+    assert 70 < turns[1] + turns[2] < 130
+    assert turns[2] > 10
+    seeds = [seed for record in records for seed in (record.seed, *(seed for _, seed in record.history))]
+    assert len(set(seeds)) == len(seeds)
+    assert min(seeds) >= TRAIN_SEED_START
+    end, user = (chat.tokenizer.special_id(name) for name in ("<|end|>", "<|user|>"))
+    start = 0
+    for record, length in zip(records, chunk.lengths.tolist(), strict=True):
+        ids, mask = chunk.ids[start : start + length], chunk.loss_mask[start : start + length]
+        assert (ids == user).sum() == 1 + len(record.history)
+        assert mask[ids == end].sum() == 1 + len(record.history)
+        assert not mask[ids == user].any()
+        start += length
+
+
+def test_a_conversation_that_does_not_fit_gives_up_its_history(chat: Chat) -> None:
+    alone = Maker(mixture=Mixture([MixtureEntry(task="spell_backward")], 5), chat=chat, row_tokens=256)
+    longest = int(alone.make(0, 300).lengths.max())
+    mixture = Mixture([MixtureEntry(task="spell_backward")], 5, history_share=1.0)
+    chunk = Maker(mixture=mixture, chat=chat, row_tokens=longest).make(0, 50)
+    assert chunk.lengths.max() <= longest
+    assert chunk.refused["too_long"] > 0

@@ -103,6 +103,7 @@ class Maker:
             effort=draft.choice.effort,
             seed=draft.problem.seed,
             params=draft.choice.entry.params,
+            history=draft.history,
         )
 
 
@@ -110,6 +111,7 @@ class _Draft(NamedTuple):
     choice: Choice
     attempt: int
     problem: Problem
+    history: list[tuple[str, int]]
     messages: list[dict[str, str]]
 
 
@@ -124,15 +126,31 @@ def _draw(mixture: Mixture, index: int, attempt: int, refused: Counter[str]) -> 
             refused["published"] += 1
             continue
         work = task.work(problem)
-        messages = [
+        history, messages = _answered_questions(mixture.history(index, number))
+        messages += [
             {"role": "user", "content": problem.question},
             {"role": "assistant", "content": work.answer, "reasoning_content": work.reasoning(choice.effort)},
         ]
-        return _Draft(choice, number, problem, messages)
+        return _Draft(choice, number, problem, history, messages)
     raise UserError(
         f"task {choice.entry.task} ({choice.entry.difficulty}, effort {choice.effort}): {NUM_ATTEMPTS} problems in "
         "turn do not fit into a row or are published: raise data.row_tokens, or give params that make smaller problems"
     )
+
+
+def _answered_questions(
+    questions: Iterable[tuple[MixtureEntry, int]],
+) -> tuple[list[tuple[str, int]], list[dict[str, str]]]:
+    """Task and seed, and the messages, of the questions that are in no published test set."""
+    history, messages = [], []
+    for entry, seed in questions:
+        task = get_task(entry.task)
+        problem = task.generate(seed, entry.difficulty, **entry.params)
+        if not is_published(problem.question):
+            history.append((entry.task, seed))
+            messages.append({"role": "user", "content": problem.question})
+            messages.append({"role": "assistant", "content": task.work(problem).answer})
+    return history, messages
 
 
 def id_dtype(chat: Chat) -> type[np.generic]:
@@ -191,7 +209,8 @@ def write_stage_data(
     """
     for entry in mixture_entries:
         get_task(entry.task)
-    maker = Maker(mixture=Mixture(mixture_entries, seed), chat=chat, row_tokens=data_config.row_tokens)
+    mixture = Mixture(mixture_entries, seed, data_config.history_share)
+    maker = Maker(mixture=mixture, chat=chat, row_tokens=data_config.row_tokens)
     tally = _Tally()
     with atomic_directory(folder) as partial:
         with (partial / RECORDS_FILE).open("wb") as records:

@@ -19,16 +19,21 @@ class DataConfig(Config, frozen=True, kw_only=True):
         row_tokens: tokens of one row, padding included; longer documents are refused.
         look_ahead: documents among which the packer may choose.
         shard_rows: rows of one file.
+        history_share: share of the documents that are conversations: one or two answered questions come before the one
+            that is worked out.
     """
 
     row_tokens: int = 256
     look_ahead: int = 1024
     shard_rows: int = 8192
+    history_share: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("row_tokens", "look_ahead", "shard_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        if not 0 <= self.history_share <= 1:
+            raise ValueError(f"history_share is {self.history_share}, expected 0 to 1")
 
 
 class Document(NamedTuple):

@@ -19,6 +19,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     source, version: the package that made the problem. generator: what wrote the worked solution.
     seed: of the problem; with task, difficulty and params it gives the problem again.
+    history: task and seed of each answered question that comes before the problem in the same conversation.
     """
 
     source: str
@@ -30,6 +31,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     effort: Effort
     seed: int
     params: dict[str, Any] = {}
+    history: list[tuple[str, int]] = []
 
 
 def installed_version(package: str) -> str:
