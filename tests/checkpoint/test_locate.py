@@ -43,22 +43,25 @@ def test_a_bundled_name_wins_over_a_folder_and_a_path_names_the_folder(releases:
     [
         (
             "nanno",
-            "unknown model 'nanno': did you mean 'nano'? bundled models: mini, nano; or give the path of a model folder",
+            "unknown model 'nanno': did you mean 'nano'? "
+            "bundled models: mini, nano; or give the path of a model folder",
         ),
         ("gpt", "unknown model 'gpt': bundled models: mini, nano; or give the path of a model folder"),
         ("  ", "the model's name is empty: bundled models: mini, nano; or give the path of a model folder"),
         (
             "Qwen/Qwen3-0.6B",
-            "there is no folder Qwen/Qwen3-0.6B, and loading hub ids is not supported yet: download the model, then give "
-            "its folder",
+            "there is no folder Qwen/Qwen3-0.6B, and loading hub ids is not supported yet: download the model, then "
+            "give its folder",
         ),
         (
             "x/model.gguf",
-            "the model x/model.gguf is a GGUF file, which is not supported yet: give the folder of a model with config.json",
+            "the model x/model.gguf is a GGUF file, which is not supported yet: "
+            "give the folder of a model with config.json",
         ),
         (
             "./runs/nano",
-            "there is no folder ./runs/nano: check the path; bundled models: mini, nano; or give the path of a model folder",
+            "there is no folder ./runs/nano: check the path; "
+            "bundled models: mini, nano; or give the path of a model folder",
         ),
         (
             "releases",

@@ -1,6 +1,7 @@
 """A build that kills itself with SIGKILL at one exact place: `killed_build.py PLACE COUNT RECIPE OUT`.
 
-PLACE is the dotted name of a function; the process dies when it is called for the COUNT-th time, before it does anything.
+PLACE is the dotted name of a function; the process dies when it is called for the COUNT-th time, before
+it does anything.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl"
     _write(path, range(2), 0)
     path.write_bytes(path.read_bytes().replace(b'"loss":1.0', b'"loss":"?"'))
-    with pytest.raises(UserError, match="trace.jsonl, line 1: .*restore the file from its source"):
+    with pytest.raises(UserError, match=r"trace.jsonl, line 1: .*restore the file from its source"):
         read_ledger(path)
 
 
@@ -63,6 +63,6 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with Ledger(path, 0) as ledger:
         ledger.append(_entry(0))
         monkeypatch.setattr("openbook.train.ledger.os.fsync", full)
-        with pytest.raises(UserError, match="No space left on device; free some space, then .* --resume"):
+        with pytest.raises(UserError, match=r"No space left on device; free some space, then .* --resume"):
             ledger.sync()
         monkeypatch.undo()

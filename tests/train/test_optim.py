@@ -13,7 +13,13 @@ from openbook.train.optim import Optimizer, OptimizerConfig, orthogonalize
 
 def _parameters(dtype: torch.dtype = torch.float32) -> dict[str, torch.nn.Parameter]:
     generator = torch.Generator().manual_seed(3)
-    shapes = {"embed.weight": (12, 8), "up.weight": (16, 8), "down.weight": (8, 16), "up2.weight": (16, 8), "norm": (8,)}
+    shapes = {
+        "embed.weight": (12, 8),
+        "up.weight": (16, 8),
+        "down.weight": (8, 16),
+        "up2.weight": (16, 8),
+        "norm": (8,),
+    }
     return {
         name: torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for name, shape in shapes.items()
     }

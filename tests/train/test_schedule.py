@@ -26,5 +26,5 @@ def test_without_warmup_and_decay_it_is_constant() -> None:
 
 
 def test_a_rate_of_zero_is_refused() -> None:
-    with pytest.raises(UserError, match="the test: .*lr is 0.0, expected a number above 0"):
+    with pytest.raises(UserError, match=r"the test: .*lr is 0.0, expected a number above 0"):
         convert({"lr": 0}, ScheduleConfig, "the test")

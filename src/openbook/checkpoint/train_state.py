@@ -21,7 +21,7 @@ _FOLDER = re.compile(r"step-(\d{8})")
 _TENSOR_FILES = ("model.safetensors", "optimizer.safetensors")
 
 
-class TrainPosition(Config):
+class TrainPosition(Config, frozen=True, kw_only=True):
     """Where a run stands. `sha256` holds the digest of each tensor file, so that damage is seen before it spreads.
 
     step: steps done, over all stages. stage_step: steps done in `stage`. cursor: the loader's state.
@@ -34,7 +34,7 @@ class TrainPosition(Config):
     cursor: dict[str, int]
     best_loss: float
     mean_loss: float
-    sha256: dict[str, str] = {}
+    sha256: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 def save_train_state(

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         partial.replace(path)
         _flush(path.parent)
     except BaseException as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder may be what is wrong; the first error is the one to tell
+            partial.unlink()
         if isinstance(error, OSError):
             raise one_line(error, f"write {path}") from error
         raise
@@ -110,7 +111,9 @@ def require_absent(path: Path, option: str = "--out") -> None:
         UserError: `path` exists.
     """
     if path.exists():
-        raise UserError(f"{option} {path} exists already and nothing is overwritten: give a new path, or remove it first")
+        raise UserError(
+            f"{option} {path} exists already and nothing is overwritten: give a new path, or remove it first"
+        )
 
 
 def sha256_bytes(data: bytes) -> str:

@@ -1,6 +1,7 @@
 """From a recipe to a release, in steps that are each whole or absent, so that a build can stop and go on anywhere.
 
-DIR/recipe.toml  run.json  tokenizer/  data/<stage>/  train/<stage>/step-NNNNNNNN/  trace.jsonl  model/  evals/  release/
+DIR/recipe.toml  run.json  tokenizer/  data/<stage>/  train/<stage>/step-NNNNNNNN/  trace.jsonl  model/  evals/
+release/
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
 _PINNED = ("openbook", "torch", "numpy", "tokenizers", "reasoning-gym", "safetensors")
 
 
-class Run(Config):
-    """What a build was started with; it goes on with the same. `seconds` is the working time of all its parts so far."""
+class Run(Config, frozen=True, kw_only=True):
+    """What a build was started with; it goes on with the same. `seconds`: the working time of all its parts."""
 
     recipe: str
     device: str
@@ -222,7 +223,7 @@ class _Build:
                     effort=effort,
                     prompt_style="bare",
                     max_tokens=config.max_tokens,
-                    on_item=lambda done, correct, progress=progress: progress.update(  # type: ignore[misc]
+                    on_item=lambda done, correct, progress=progress, effort=effort: progress.update(  # type: ignore[misc]
                         done, f"{effort}  {correct / done:.1%} correct"
                     ),
                 )

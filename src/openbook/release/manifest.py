@@ -14,7 +14,7 @@ RECIPE_PATH = PurePosixPath("provenance/recipe.toml")
 FORMAT = 1
 
 
-class FileEntry(Config, frozen=True):
+class FileEntry(Config, frozen=True, kw_only=True):
     """One file of a release."""
 
     path: str  # relative to the release folder, with forward slashes
@@ -22,7 +22,7 @@ class FileEntry(Config, frozen=True):
     sha256: str  # 64 lower-case hex digits
 
 
-class Manifest(Config, frozen=True):
+class Manifest(Config, frozen=True, kw_only=True):
     """Every file of a release except the manifest itself, sorted by path."""
 
     format: int

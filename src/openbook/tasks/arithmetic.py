@@ -224,7 +224,7 @@ class BasicArithmetic(Task):
 
 def common_divisors(first: int, second: int) -> list[int]:
     """The common divisors in reasoning-gym's order (1, g, 2, g/2, ...), on which its random choice depends."""
-    from sympy import divisors  # type: ignore[import-untyped]
+    from sympy import divisors
 
     ordered: list[int] = divisors(gcd(first, second)) if first or second else []
     half = (len(ordered) + 1) // 2

@@ -150,7 +150,7 @@ def _require_sane(step: int, loss: float, grad_norm: float, mean: float, best: f
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         raise CheckError(
             f"step {step}: loss {loss}, gradient norm {grad_norm}: training stopped, the last saved state is good; "
-            "try a lower lr, more warmup_steps, or precision = \"float32\" in the recipe"
+            'try a lower lr, more warmup_steps, or precision = "float32" in the recipe'
         )
     if mean > best + _DIVERGED_NATS:
         raise CheckError(

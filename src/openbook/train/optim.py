@@ -23,7 +23,7 @@ _NEWTON_SCHULZ_STEPS = 5
 _MUON_RMS = 0.2
 
 
-class OptimizerConfig(Config):
+class OptimizerConfig(Config, frozen=True, kw_only=True):
     """Settings of the optimizer.
 
     kind: "muon" (matrices by Muon, the rest by AdamW) or "adamw" (everything by AdamW).
@@ -67,7 +67,9 @@ class Optimizer:
             name: p.detach() if p.dtype == torch.float32 else p.detach().float() for name, p in self._parameters.items()
         }
         self._by_muon = {
-            name for name, p in self._parameters.items() if config.kind == "muon" and p.ndim == 2 and "embed" not in name
+            name
+            for name, p in self._parameters.items()
+            if config.kind == "muon" and p.ndim == 2 and "embed" not in name
         }
         self._by_muon -= {name for name in self._by_muon if "lm_head" in name}
         self._moments: dict[str, Tensor] = {}
@@ -87,7 +89,8 @@ class Optimizer:
     def clip(self) -> Tensor:
         """Scale the gradients in place to at most `max_grad_norm`; returns the L2 norm before, float32 scalar."""
         grads = [p.grad for p in self._parameters.values() if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack([g.float() for g in torch._foreach_norm(grads)]))
+        norms = [norm.float() for norm in torch._foreach_norm(grads)]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
         scale = torch.clamp(self.config.max_grad_norm / (norm + 1e-6), max=1.0)
         torch._foreach_mul_(grads, scale.to(grads[0].dtype))
         return norm

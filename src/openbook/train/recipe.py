@@ -22,12 +22,12 @@ from openbook.train.schedule import ScheduleConfig
 _STEP_NAMES = ("tokenizer", "data", "evals", "release")
 
 
-class StageConfig(Config):
+class StageConfig(Config, frozen=True, kw_only=True):
     """One stage of training: its own data, its own learning rate schedule.
 
     documents: training texts to make. steps: optimizer updates; the documents are read again, in a new order, when they
-    run out. global_batch_tokens: tokens of one step, padding included. micro_batch_size: rows of one forward and backward;
-    0 means the whole step at once. checkpoint_steps: steps between saved states.
+    run out. global_batch_tokens: tokens of one step, padding included. micro_batch_size: rows of one forward and
+    backward; 0 means the whole step at once. checkpoint_steps: steps between saved states.
     """
 
     name: str
@@ -51,7 +51,7 @@ class StageConfig(Config):
             raise ValueError("mixture is empty, expected at least one entry")
 
 
-class EvalConfig(Config):
+class EvalConfig(Config, frozen=True, kw_only=True):
     """The scores that a release carries: `samples` fresh problems of each task, from `seed` on.
 
     difficulties, efforts: every combination is scored.
@@ -65,7 +65,7 @@ class EvalConfig(Config):
     max_tokens: int = 512
 
 
-class Recipe(Config):
+class Recipe(Config, frozen=True, kw_only=True):
     """Everything that decides the weights of one model."""
 
     name: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from openbook.core.config import Config
 
 
-class ScheduleConfig(Config):
+class ScheduleConfig(Config, frozen=True, kw_only=True):
     """Learning rate over one stage.
 
     lr: the plateau's learning rate.
