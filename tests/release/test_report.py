@@ -43,11 +43,17 @@ def test_ids_in_the_page_are_unique_and_used(facts: ReleaseFacts, entries: list[
     assert set(re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', html)) <= {(i, "") for i in ids} | {("", i) for i in ids}
 
 
-def test_long_transcripts_are_shortened(facts: ReleaseFacts, entries: list[Entry]) -> None:
-    long = dataclasses.replace(facts.transcripts[0], thinking="x" * 100_000)
-    html = render_report(dataclasses.replace(facts, transcripts=(long,)), entries, "r")
-    assert "98,500 characters left out" in html
-    assert len(html) < 300_000
+def test_a_large_model_has_a_small_report(facts: ReleaseFacts, entries: list[Entry]) -> None:
+    scores = tuple(
+        dataclasses.replace(facts.scores[0], task=f"task_{number}", difficulty=difficulty, effort=effort)
+        for number in range(20)
+        for difficulty in ("easy", "hard")
+        for effort in ("low", "medium", "high")
+    )
+    long = dataclasses.replace(facts.transcripts[0], problem="p" * 5000, thinking="x" * 100_000, answer="a" * 5000)
+    html = render_report(dataclasses.replace(facts, scores=scores, transcripts=(long,) * 40), entries, "r")
+    assert "99,200 characters left out" in html
+    assert len(html.encode()) < 400_000
 
 
 def test_curve_is_valid_svg_with_bounded_points(entries: list[Entry]) -> None:

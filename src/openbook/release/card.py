@@ -9,7 +9,7 @@ import jinja2
 from openbook.core.progress import format_duration
 from openbook.release.facts import ReleaseFacts
 
-MAX_CHARACTERS = 1500  # shown of one part of a transcript
+MAX_CHARACTERS = 800  # shown of one part of a transcript
 
 
 def render_card(facts: ReleaseFacts) -> str:

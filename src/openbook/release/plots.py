@@ -21,7 +21,7 @@ WIDTH_INCHES = 7.4
 
 # Colours that no plot uses for itself; each is replaced by a CSS variable of the page.
 _INK, _GRID = "#010203", "#040506"
-_SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04")
+_SERIES = tuple(f"#0a0b0{number}" for number in range(1, 7))  # easy and hard, three efforts each
 _CSS = {_INK: "var(--ink)", _GRID: "var(--grid)"} | {
     color: f"var(--series-{number})" for number, color in enumerate(_SERIES, start=1)
 }
