@@ -104,7 +104,7 @@ def test_no_message_injects_a_control_token(chat: Chat, question: str, answer: s
     control = set(chat.tokenizer.control_tokens.values())
     ours = ["<|user|>", "<|assistant|>", "<|low|>", "<|end|>"]
     assert [i for i in ids if i in control] == [chat.tokenizer.special_id(name) for name in ours]
-    assert chat.tokenizer.decode(ids) == f"<|user|>{question}<|assistant|><|low|>{answer}<|end|>"
+    assert chat.tokenizer.decode(ids) == f"<|user|>{question.strip()}<|assistant|><|low|>{answer}<|end|>"
 
 
 @given(hostile.map("".join))

@@ -131,7 +131,8 @@ class Chat:
         return self._render_fully(plain, effort, add_generation_prompt)
 
     def _fill_skeleton(self, plain: list[dict[str, str]], effort: str, add_generation_prompt: bool) -> list[Part]:
-        """The same as `_render_fully`, ten times faster, for a template that puts contents in as they are (ours).
+        """The same as `_render_fully`, ten times faster, for a template that puts contents in as they are (ours,
+        which trims questions).
 
         The template is rendered once for each shape of conversation, with a slot for each content.
         """
@@ -143,7 +144,11 @@ class Chat:
                 for index, message in enumerate(plain)
             ]
             self._skeletons[key] = self._render_fully(slots, effort, add_generation_prompt)
-        texts = {f"slot {index} {name}": text for index, message in enumerate(plain) for name, text in message.items()}
+        texts = {
+            f"slot {index} {name}": text if message["role"] == "assistant" else text.strip()
+            for index, message in enumerate(plain)
+            for name, text in message.items()
+        }
         filled = (
             part if part.control_id is not None else part._replace(text=texts[part.text])
             for part in self._skeletons[key]
