@@ -120,6 +120,16 @@ def test_a_conversation_past_the_context_says_so_and_drops_nothing(
     )
 
 
+def test_a_line_that_is_no_text_is_refused_and_the_next_one_answered(
+    echo: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\xff\nb\n"), encoding="utf-8"))
+    assert main(["chat", "any"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "[b]\n"
+    assert "openbook: the prompt is not valid Unicode text at character 1: remove what stands there\n" in err
+
+
 def test_json_prints_the_conversation_at_the_end(
     echo: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -61,6 +62,10 @@ def command(
     loaded = Model.load(model, device=device)
     view = StreamView(show_thinking=show_thinking, answer_stream=sys.stderr if as_json else None)
     conversation = Conversation(loaded, effort, params, view)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(
+            errors="surrogateescape"
+        )  # a line that is no text is refused by itself, not with the rest
     _say(introduction(loaded))
     with _line_history() if sys.stdin.isatty() else contextlib.nullcontext():
         talk(conversation)
@@ -143,8 +148,6 @@ def talk(conversation: Conversation) -> None:
             conversation.handle(line)
         except UserError as error:
             _say(f"openbook: {error}")
-        except UnicodeDecodeError:
-            _say("openbook: that line is not UTF-8 text: type it again")
         except KeyboardInterrupt:
             _say("\n(Ctrl-D or /quit leaves)")
 
