@@ -65,7 +65,7 @@ def command(
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(
             errors="surrogateescape"
-        )  # a line that is no text is refused by itself, not with the rest
+        )  # one bad line must not take the rest along
     _say(introduction(loaded))
     with _line_history() if sys.stdin.isatty() else contextlib.nullcontext():
         talk(conversation)
