@@ -110,7 +110,7 @@ def require_absent(path: Path, option: str = "--out") -> None:
     Raises:
         UserError: `path` exists.
     """
-    if path.exists():
+    if path.exists() or path.is_symlink():
         raise UserError(
             f"{option} {path} exists already and nothing is overwritten: give a new path, or remove it first"
         )
