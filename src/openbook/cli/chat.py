@@ -63,9 +63,7 @@ def command(
     view = StreamView(show_thinking=show_thinking, answer_stream=sys.stderr if as_json else None)
     conversation = Conversation(loaded, effort, params, view)
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(
-            errors="surrogateescape"
-        )  # one bad line must not take the rest along
+        sys.stdin.reconfigure(errors="surrogateescape")  # one bad line must not take the rest along
     _say(introduction(loaded))
     with _line_history() if sys.stdin.isatty() else contextlib.nullcontext():
         talk(conversation)
