@@ -163,7 +163,9 @@ def test_loads_what_transformers_saves(shape: str, shard_size: str, tmp_path: Pa
 def test_greedy_decoding_equals_generate(pair: tuple[CausalModel, Any]) -> None:
     model, reference = pair
     prompt = tokens(1, 6)
-    expected = reference.generate(prompt, max_new_tokens=10, do_sample=False, pad_token_id=0)[0, 6:].tolist()
+    whole = torch.ones_like(prompt)
+    expected = reference.generate(prompt, attention_mask=whole, max_new_tokens=10, do_sample=False, pad_token_id=0)
+    expected = expected[0, 6:].tolist()
     context = CachedContext(model.config, batch=1, capacity=16)
     next_ids, generated = prompt, []
     with torch.inference_mode():
