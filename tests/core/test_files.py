@@ -110,9 +110,9 @@ def test_a_directory_on_a_full_disk_is_one_line(tmp_path: Path) -> None:
 def test_a_directory_is_never_put_over_another(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "precious").write_bytes(b"mine")
-    with pytest.raises(UserError, match=rf"^cannot write {tmp_path}/there: Directory not empty; "):
-        with atomic_directory(tmp_path / "there") as partial:
-            (partial / "file").write_bytes(b"1")
+    message = rf"^cannot write {tmp_path}/there: Directory not empty; "
+    with pytest.raises(UserError, match=message), atomic_directory(tmp_path / "there") as partial:
+        (partial / "file").write_bytes(b"1")
     assert [path.name for path in (tmp_path / "there").iterdir()] == ["precious"]
     assert _names(tmp_path) == ["there"]
 

@@ -82,6 +82,9 @@ def train_stage(
             batch = loader.next_batch()
             lr = learning_rate(stage.schedule, stage_step, stage.steps)
             loss, grad_norm = train_step(batch, optimizer, loss_function, stage.micro_batch_size, lr, device)
+            mean = loss if stage_step == 0 else _MEAN_DECAY * mean + (1.0 - _MEAN_DECAY) * loss
+            best = mean if stage_step == 0 else min(best, mean)
+            _require_sane(step, loss, grad_norm, mean, best)
             tokens = int((batch.documents >= 0).sum())
             ledger.append(
                 Entry(
@@ -95,9 +98,6 @@ def train_stage(
                     tokens=tokens,
                 )
             )
-            mean = loss if stage_step == 0 else _MEAN_DECAY * mean + (1.0 - _MEAN_DECAY) * loss
-            best = mean if stage_step == 0 else min(best, mean)
-            _require_sane(step, loss, grad_norm, mean, best)
             step, stage_step, num_tokens = step + 1, stage_step + 1, num_tokens + tokens
             rate = num_tokens / (time.monotonic() - began_s)
             progress.update(stage_step, f"step {stage_step}/{stage.steps}  loss {mean:.3f}  {rate:,.0f} tokens/s")
