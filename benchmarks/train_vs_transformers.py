@@ -209,9 +209,9 @@ def main() -> None:
     num_weights = sum(p.numel() for p in build_model(config, TorchOps(), "meta").parameters())
     setting = (
         f"{num_weights / 1e6:.1f}M parameters (hidden 256, 6 layers, vocabulary {vocab_size}), "
-        f"{arguments.threads} threads, about {ROWS * ROW_TOKENS} tokens a step; {len(corpus)} documents of {min(lengths)} "
-        f"to {max(lengths)} tokens, mean {statistics.mean(lengths):.0f}; median of {arguments.rounds} alternating rounds "
-        f"of {arguments.steps} steps."
+        f"{arguments.threads} threads, about {ROWS * ROW_TOKENS} tokens a step; {len(corpus)} documents of "
+        f"{min(lengths)} to {max(lengths)} tokens, mean {statistics.mean(lengths):.0f}; median of {arguments.rounds} "
+        f"alternating rounds of {arguments.steps} steps."
     )
     print(setting, flush=True)
     lines = [

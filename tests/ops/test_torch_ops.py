@@ -203,3 +203,25 @@ def test_gradients_of_blocks_equal_those_of_the_whole_row() -> None:
         gradients.append([tensor.grad for tensor in qkv])
     for block, row in zip(*gradients, strict=True):
         torch.testing.assert_close(block, row, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_written_out() -> None:
+    x, weight, angles = rand(2, 3, 2, 6).double(), rand(6, seed=1).double(), rand(2, 3, 3, seed=2).double()
+    inputs = (x.requires_grad_(), weight.requires_grad_())
+    assert torch.autograd.gradcheck(lambda x, weight: OPS.rms_norm(x, weight, 0.1), inputs)
+    assert torch.autograd.gradcheck(lambda x: OPS.rope(x, angles.cos(), angles.sin()), inputs[:1])
+    with torch.no_grad():
+        plain = OPS.rms_norm(x, weight, 0.1), OPS.rope(x, angles.cos(), angles.sin())
+    torch.testing.assert_close(OPS.rms_norm(x, weight, 0.1), plain[0])
+    torch.testing.assert_close(OPS.rope(x, angles.cos(), angles.sin()), plain[1])
+
+
+def test_bfloat16_norm_gradients_are_near_those_in_float32() -> None:
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        x = rand(512, 64).to(dtype).requires_grad_()
+        weight = (1 + 0.1 * rand(64, seed=1)).to(dtype).requires_grad_()
+        OPS.rms_norm(x, weight, 1e-6).backward(rand(512, 64, seed=2).to(dtype))
+        gradients.append((x.grad.float(), weight.grad.float()))
+    for wide, narrow in zip(*gradients, strict=True):
+        assert (wide - narrow).norm() < 0.01 * wide.norm()

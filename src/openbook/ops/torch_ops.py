@@ -13,6 +13,7 @@ from torch import Tensor
 
 from openbook.ops.base import AttentionMask
 from openbook.ops.block_attention import block_attention, block_bias, suits_blocks
+from openbook.ops.eager_gradients import RMSNorm, Rope, rotate
 
 
 def visible_keys(mask: AttentionMask) -> Tensor:
@@ -43,6 +44,9 @@ class TorchOps:
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Ops.rms_norm`."""
+        if _is_eager_training(x) and x.dtype == weight.dtype:
+            normed: Tensor = RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+            return normed
         return F.rms_norm(x, (x.shape[-1],), weight, eps)
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
@@ -51,9 +55,10 @@ class TorchOps:
 
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """See `Ops.rope`."""
-        cos_BT1J, sin_BT1J = cos[:, :, None, :], sin[:, :, None, :]
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat((first * cos_BT1J - second * sin_BT1J, second * cos_BT1J + first * sin_BT1J), dim=-1)
+        if _is_eager_training(x):
+            rotated: Tensor = Rope.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+            return rotated
+        return rotate(x, cos, sin)
 
     def prepare_mask(self, mask: AttentionMask, dtype: torch.dtype) -> AttentionMask:
         """See `Ops.prepare_mask`; `prepared` is added to the scores: [B, 1, T, S], or what `block_bias` gives.
@@ -91,3 +96,7 @@ class TorchOps:
     def softmax_cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         """See `Ops.softmax_cross_entropy`."""
         return F.cross_entropy(logits.float(), targets.clamp_min(-1), ignore_index=-1, reduction="sum")
+
+
+def _is_eager_training(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
