@@ -31,7 +31,7 @@ from openbook.core.files import (
 )
 from openbook.core.progress import Progress
 from openbook.core.seeding import derive_seed
-from openbook.train.recipe import Recipe, StageConfig, find_recipe, load_recipe
+from openbook.train.recipe import Recipe, StageConfig, find_recipe, load_recipe, require_problems
 
 if TYPE_CHECKING:
     from openbook.train.loop import Layout
@@ -93,6 +93,7 @@ def build(
         _require_same_recipe(folder, loaded)
     else:
         require_absent(folder)
+        require_problems(loaded)
         folder.mkdir(parents=True)
     with _lock(folder):
         if not resume:

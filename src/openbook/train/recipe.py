@@ -9,6 +9,7 @@ import msgspec
 
 from openbook.core.config import Config, config_hash, convert, load_toml
 from openbook.core.errors import UserError, unknown_name
+from openbook.core.seeding import TRAIN_SEED_START
 from openbook.data.mixture import MixtureEntry
 from openbook.data.pack import DataConfig
 from openbook.models.config import ModelConfig
@@ -132,6 +133,17 @@ def load_recipe(path: Path) -> Recipe:
                 f"{recipe.data.row_tokens} tokens; change one of them"
             )
     return recipe
+
+
+def require_problems(recipe: Recipe) -> None:
+    """Make one problem of each mixture entry, before anything is written: parameters are the generators' to judge.
+
+    Raises:
+        UserError: a generator does not know a parameter or refuses its value.
+    """
+    for stage in recipe.stages:
+        for entry in stage.mixture:
+            get_task(entry.task).generate(TRAIN_SEED_START, entry.difficulty, **entry.params)
 
 
 def find_recipe(name: str) -> Path:
