@@ -225,6 +225,7 @@ def test_a_loss_that_diverges_stops_with_step_and_advice(data: Path, tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # from inside of inductor
 def test_compiled_training_is_eager_training(data: Path, tmp_path: Path) -> None:
     compiled = Training(data, tmp_path / "compiled", _stage()).run(Layout(device="cpu", threads=1, is_compiled=True))
     eager = Training(data, tmp_path / "eager", _stage()).run()
