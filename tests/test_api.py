@@ -51,3 +51,11 @@ def test_load_and_evaluate(tiny_folder: Path) -> None:
     assert [item.seed for item in report.items] == [7, 8, 9]
     assert report.accuracy == 0.0
     assert report.interval == pytest.approx((0.0, 0.5615), abs=1e-4)
+
+
+def test_verify_stays_a_function_when_its_package_is_imported(made_release: Path) -> None:
+    for _ in range(2):  # the first use imports the package openbook.verify, which then stands under the same name
+        assert openbook.verify(str(made_release)).verdict == "INTEGRITY"
+    assert openbook.verify(made_release).num_parameters > 0
+    with pytest.raises(UserError, match="unknown model 'nanoo'"):
+        openbook.verify("nanoo")

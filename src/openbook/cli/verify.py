@@ -18,15 +18,9 @@ def command(release: str, as_json: bool) -> None:
     provenance/manifest.json, the recipe with its hash, and names and shapes of the weights with config.json.
     One line for each file that is missing, added, changed or invalid, and exit status 1.
     """
-    from pathlib import Path
-
-    from openbook.checkpoint.locate import bundled_names, locate
-    from openbook.release.manifest import MANIFEST_PATH
     from openbook.verify.integrity import verify
 
-    # A release that lost its config.json is no model any more, but it is still a release to be checked.
-    is_folder = release not in bundled_names() and (Path(release) / MANIFEST_PATH).is_file()
-    result = verify(Path(release) if is_folder else locate(release))
+    result = verify(release)
     if as_json:
         print_json(result)
     elif result.verdict == "INTEGRITY":

@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from openbook.checkpoint.locate import bundled_names, locate
 from openbook.core.errors import UserError
 from openbook.core.files import read_json, sha256_bytes, sha256_file
 from openbook.release.manifest import (
@@ -56,12 +57,18 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
     not_checked: tuple[str, ...]
 
 
-def verify(folder: Path) -> Verification:
-    """Check a release folder: hashes of all files, the recipe's hash, the header of the weights against config.json.
+def verify(release: str | Path) -> Verification:
+    """Check a release: hashes of all files, the recipe's hash, the header of the weights against config.json.
+
+    Args:
+        release: a bundled name, or a release folder.
 
     Raises:
-        UserError: `folder` is not a release, or a file cannot be read.
+        UserError: there is no such release, or a file cannot be read.
     """
+    # A release that lost its config.json is no model any more, but it is still a release to be checked.
+    is_folder = str(release) not in bundled_names() and Path(release).is_dir()
+    folder = Path(release) if is_folder else locate(release)
     manifest = read_manifest(folder)
     differences = _compare_files(folder, manifest)
     not_checked = list(NOT_CHECKED)
