@@ -154,7 +154,7 @@ def test_wrong_shapes(folder: Path) -> None:
     edit_weights(folder, model__norm__weight=torch.ones(9))
     assert "model.norm.weight has shape [9], config.json says [8]" in refusal(folder)
     edit_weights(folder, model__norm__weight=torch.ones(8), model__layers__0__mlp__up_proj__weight=torch.ones(11, 8))
-    assert "model.layers.0.mlp.up_proj.weight has 11 rows, config.json says 12" in refusal(folder)
+    assert "model.layers.0.mlp.up_proj.weight has shape [11, 8], config.json says [12, 8]" in refusal(folder)
 
 
 def test_tied_matrix_stored_twice(folder: Path) -> None:

@@ -124,7 +124,7 @@ def test_json_comes_back(tmp_path: Path) -> None:
     assert (tmp_path / "file.json").read_text().startswith('{\n  "b": [')
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b'{"a": 1} x', b"\xff\xfe", b'"\xff"'])
+@pytest.mark.parametrize("data", [b"", b"{", b'{"a": 1} x', b"\xff\xfe", b'"\xff"', b"[" * 100_000])
 def test_what_is_not_json_is_one_line(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "file.json").write_bytes(data)
     with pytest.raises(UserError) as caught:

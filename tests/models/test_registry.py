@@ -62,8 +62,11 @@ def test_missing_key(key: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"hidden_size": 0}, "model: hidden_size is 0, it must be positive: raise it"),
-        ({"rms_norm_eps": -1.0}, "model: rms_norm_eps is -1.0, it must be positive: raise it"),
+        ({"hidden_size": 0}, "model: hidden_size is 0, expected more than 0 and at most 2,147,483,647: correct it"),
+        (
+            {"rms_norm_eps": -1.0},
+            "model: rms_norm_eps is -1.0, expected more than 0 and at most 2,147,483,647: correct it",
+        ),
         (
             {"num_key_value_heads": 3},
             "model: num_attention_heads 4 is not a multiple of num_key_value_heads 3: change one of them",

@@ -86,8 +86,11 @@ def from_hf(tensors: Mapping[str, Tensor], config: ModelConfig, where: str) -> d
     for entry in entries:
         parts = [tensors[name] for name in entry.theirs]
         for name, part, rows in zip(entry.theirs, parts, entry.rows(config) if entry.rows else (), strict=False):
-            if part.shape[0] != rows:
-                raise UserError(f"{where}: {name} has {part.shape[0]} rows, config.json says {rows}: {_MISMATCH}")
+            if part.shape != (rows, config.hidden_size):
+                raise UserError(
+                    f"{where}: {name} has shape {list(part.shape)}, config.json says "
+                    f"{[rows, config.hidden_size]}: {_MISMATCH}"
+                )
         ours[entry.ours] = torch.cat(parts) if len(parts) > 1 else parts[0]
     return ours
 

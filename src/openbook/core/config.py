@@ -29,7 +29,7 @@ def load_toml(path: Path, config_type: type[ConfigT], what: str) -> ConfigT:
     data = read_bytes(path, what)
     try:
         values = tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"the {what} {path} is not valid TOML: {error}; fix that place in the file") from error
     return convert(values, config_type, f"the {what} {path}")
 

@@ -100,7 +100,7 @@ def read_json(path: Path, what: str = "file") -> Any:
     data = read_bytes(path, what)
     try:
         return msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"the {what} {path} is not valid JSON: {error}; restore the file from its source") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
@@ -40,7 +41,9 @@ class MixtureEntry(Config, frozen=True, kw_only=True):
     efforts: dict[Effort, float] = msgspec.field(default_factory=lambda: {"medium": 1.0})
 
     def __post_init__(self) -> None:
-        if not self.weight > 0:
+        if wrong := sorted(self.params.keys() & {"seed", "size", "difficulty"}):
+            raise ValueError(f"params has {wrong[0]}, expected parameters of the task alone")
+        if not 0 < self.weight < math.inf:
             raise ValueError(f"weight is {self.weight}, expected more than 0")
         if any(share < 0 for share in self.efforts.values()) or not sum(self.efforts.values()) > 0:
             raise ValueError(f"efforts are {self.efforts}, expected shares from 0 up, at least one above 0")

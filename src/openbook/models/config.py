@@ -5,6 +5,10 @@ from __future__ import annotations
 from openbook.core.config import Config
 from openbook.core.errors import UserError
 
+# Beyond these a configuration is damaged, and building the model would not end or would overflow.
+_MOST = 2**31 - 1
+_MOST_LAYERS = 10_000
+
 
 class ModelConfig(Config, frozen=True, kw_only=True):
     """A decoder-only transformer. Sizes are counts of features, heads or tokens.
@@ -41,8 +45,11 @@ class ModelConfig(Config, frozen=True, kw_only=True):
             "max_position_embeddings",
             "initializer_range",
         ):
-            if getattr(self, name) <= 0:
-                raise UserError(f"model: {name} is {getattr(self, name)}, it must be positive: raise it")
+            limit = _MOST_LAYERS if name == "num_hidden_layers" else _MOST
+            if not 0 < getattr(self, name) <= limit:
+                raise UserError(
+                    f"model: {name} is {getattr(self, name)}, expected more than 0 and at most {limit:,}: correct it"
+                )
         if self.num_attention_heads % self.num_key_value_heads:
             raise UserError(
                 f"model: num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads "

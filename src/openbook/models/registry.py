@@ -52,7 +52,7 @@ def build_model(config: ModelConfig, ops: Ops, device: torch.device | str = "cpu
     Raises:
         UserError: the family is not known.
     """
-    family = _family(config.model_type, "the model configuration")
+    family = require_family(config.model_type, "the model configuration")
     with torch.device("meta"):
         model = family.model(config, ops)
     return model if str(device) == "meta" else model.to_empty(device=device)
@@ -67,13 +67,18 @@ def config_from_hf(values: Mapping[str, Any], where: str) -> ModelConfig:
     values = dict(values)
     if "model_type" not in values:
         raise UserError(f"{where}: the key model_type is missing: add it (known: {', '.join(sorted(FAMILIES))})")
-    family = _family(str(values["model_type"]), where)
+    family = require_family(str(values["model_type"]), where)
     for key, expected in family.fixed.items():
         if (given := values.pop(key, expected)) != expected:
             raise UserError(f"{where}: {key} is {given!r}, only {expected!r} is implemented: use another model")
-    if others := set(values.pop("layer_types", None) or ()) - {"full_attention"}:
-        raise UserError(f"{where}: layer_types has {min(others)!r}, only 'full_attention' is implemented: use another")
+    layer_types = values.pop("layer_types", None) or []
+    if not isinstance(layer_types, list):
+        raise UserError(f"{where}: layer_types is {layer_types!r}, expected a list: fetch the file again")
+    if others := [kind for kind in layer_types if kind != "full_attention"]:
+        raise UserError(f"{where}: layer_types has {others[0]!r}, only 'full_attention' is implemented: use another")
     rope = values.pop("rope_parameters", None) or {}
+    if not isinstance(rope, dict):
+        raise UserError(f"{where}: rope_parameters is {rope!r}, expected an object: fetch the file again")
     if values.pop("rope_scaling", None) is not None or rope.get("rope_type", "default") != "default":
         raise UserError(f"{where}: scaled rotary embedding is not implemented: use a model without rope_scaling")
     if "rope_theta" in rope:
@@ -85,7 +90,7 @@ def config_from_hf(values: Mapping[str, Any], where: str) -> ModelConfig:
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     """The config.json that Transformers reads for `config`."""
-    family = _family(config.model_type, "the model configuration")
+    family = require_family(config.model_type, "the model configuration")
     values = msgspec.structs.asdict(config)
     theta = values.pop("rope_theta")
     # Both spellings: Transformers from version 5 reads rope_parameters, older readers rope_theta.
@@ -93,7 +98,12 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     return {"architectures": [family.architecture], **values, **rope, **family.fixed}
 
 
-def _family(model_type: str, where: str) -> Family:
+def require_family(model_type: str, where: str) -> Family:
+    """The family of that name; `where` names what asked for it in messages.
+
+    Raises:
+        UserError: the family is not known.
+    """
     if model_type not in FAMILIES:
         error = unknown_name("model_type", model_type, FAMILIES, f"known: {', '.join(sorted(FAMILIES))}")
         raise UserError(f"{where}: {error}")

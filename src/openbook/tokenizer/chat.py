@@ -149,6 +149,12 @@ class Chat:
             for index, message in enumerate(plain)
             for name, text in message.items()
         }
+        unknown = [part.text for part in self._skeletons[key] if part.control_id is None and part.text not in texts]
+        if unknown:
+            raise UserError(
+                f"wrong tokenizer: it has no special tokens for {unknown[0]!r}, which the chat template writes: "
+                "use the tokenizer.json that came with the model"
+            )
         filled = (
             part if part.control_id is not None else part._replace(text=texts[part.text])
             for part in self._skeletons[key]
@@ -190,15 +196,14 @@ class Chat:
     def _render_text(
         self, messages: list[dict[str, str]], effort: str, add_generation_prompt: bool, marks: _Marks
     ) -> str:
-        from jinja2 import TemplateError
-
         special = {
             key: value["content"] if isinstance(value, dict) else value
             for key, value in self.tokenizer.config.items()
             if key.endswith("_token") and value is not None
         }
+        compiled = self._compiled
         try:
-            return self._compiled.render(
+            return compiled.render(
                 **special,
                 messages=messages,
                 add_generation_prompt=add_generation_prompt,
@@ -206,7 +211,7 @@ class Chat:
                 enable_thinking=effort != "low",
                 _marks=marks,
             )
-        except (TemplateError, TypeError) as error:
+        except Exception as error:  # a template is a program: whatever goes wrong in it is its own
             raise UserError(f"the chat template refuses this conversation: {' '.join(str(error).split())}") from error
 
     def _mark_last_turn(self, text: str, messages: list[dict[str, str]], effort: str, marks: _Marks) -> str:

@@ -80,8 +80,16 @@ class Tokenizer:
         except OSError as error:
             raise one_line(error, f"read the tokenizer {path}") from error
         config = _read_optional(folder / "tokenizer_config.json")
+        for key in ("bos_token", "eos_token", "pad_token", "unk_token"):
+            token = config.get(key)
+            if token is not None and not isinstance(token.get("content") if isinstance(token, dict) else token, str):
+                where = folder / "tokenizer_config.json"
+                raise UserError(f"{where}: {key} is {token!r}, expected a token's text: {_FIX}")
         stops = _read_optional(folder / "generation_config.json").get("eos_token_id")
         stop_ids = stops if isinstance(stops, list) else [] if stops is None else [stops]
+        if not all(isinstance(index, int) for index in stop_ids):
+            where = folder / "generation_config.json"
+            raise UserError(f"{where}: eos_token_id is {stops!r}, expected a token id or a list of them: {_FIX}")
         try:
             return cls(definition, config, stop_ids)
         except UserError as error:
@@ -329,4 +337,6 @@ def _without_control_tokens(definition: str) -> str:
 
 def _read_optional(path: Path) -> dict[str, Any]:
     values = read_json(path, "tokenizer configuration") if path.exists() else {}
-    return values if isinstance(values, dict) else {}
+    if not isinstance(values, dict):
+        raise UserError(f"the tokenizer configuration {path} is not a JSON object: {_FIX}")
+    return values

@@ -18,6 +18,7 @@ from openbook.core.errors import UserError
 from openbook.tokenizer.tokenizer import SPECIAL_TOKENS, Tokenizer, assemble, pre_tokenizer
 
 _PIECE = re.compile(r"[A-Z]|[^A-Z]+")
+_SMALLEST = 256 + len(SPECIAL_TOKENS)
 _CONTROL = re.compile("|".join(re.escape(token) for token in SPECIAL_TOKENS))
 
 
@@ -28,11 +29,27 @@ class TokenizerConfig(Config, frozen=True, kw_only=True):
         vocab_size: upper limit of the number of tokens, bytes and special tokens included.
         samples_per_task: how many documents of each task the fixed words are found in.
         min_document_share: a word is fixed if it stands in at least this share of some task's texts.
+
+    Raises:
+        UserError: `vocab_size` has no room for the bytes and the special tokens, or a value is out of range.
     """
 
     vocab_size: int = 1024
     samples_per_task: int = 400
     min_document_share: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < _SMALLEST:
+            raise UserError(
+                f"tokenizer.vocab_size is {self.vocab_size}: "
+                f"it must be at least {_SMALLEST} (256 bytes and the special tokens)"
+            )
+        if self.samples_per_task < 1:
+            raise UserError(f"tokenizer.samples_per_task is {self.samples_per_task}: it must be 1 or more")
+        if not 0 < self.min_document_share <= 1:
+            raise UserError(
+                f"tokenizer.min_document_share is {self.min_document_share}: it must be above 0 and at most 1"
+            )
 
 
 def train_tokenizer(texts_by_task: Mapping[str, Sequence[str]], config: TokenizerConfig) -> Tokenizer:
@@ -43,22 +60,9 @@ def train_tokenizer(texts_by_task: Mapping[str, Sequence[str]], config: Tokenize
 
     Args:
         texts_by_task: a text is a whole document; control tokens in it (`<|user|>` ...) only separate its parts.
-
-    Raises:
-        UserError: `vocab_size` has no room for the bytes and the special tokens, or the share is not in (0, 1].
     """
-    smallest = 256 + len(SPECIAL_TOKENS)
-    if config.vocab_size < smallest:
-        raise UserError(
-            f"tokenizer.vocab_size is {config.vocab_size}: "
-            f"it must be at least {smallest} (256 bytes and the special tokens)"
-        )
-    if not 0 < config.min_document_share <= 1:
-        raise UserError(
-            f"tokenizer.min_document_share is {config.min_document_share}: it must be above 0 and at most 1"
-        )
     words, changing = _fixed_words(texts_by_task, config.min_document_share)
-    merges = _learn_merges(words, changing, config.vocab_size - smallest)
+    merges = _learn_merges(words, changing, config.vocab_size - _SMALLEST)
     return assemble(merges)
 
 

@@ -46,7 +46,7 @@ class OptimizerConfig(Config, frozen=True, kw_only=True):
         for name in ("eps", "max_grad_norm"):
             if not getattr(self, name) > 0.0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a number above 0")
-        if self.weight_decay < 0.0:
+        if not 0.0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay is {self.weight_decay}, expected 0 or more")
 
 
@@ -142,7 +142,7 @@ class Optimizer:
         # Nesterov momentum as in the reference implementation: the gradient is looked up ahead of the average.
         torch._foreach_lerp_(momentum, grads, 1.0 - self.config.momentum)
         ahead = torch._foreach_lerp(grads, momentum, self.config.momentum)
-        update = orthogonalize(torch.stack(list(ahead)))
+        update = orthogonalize(torch.stack(list(ahead)).to(self._parameters[names[0]].dtype))
         rows, columns = update.shape[-2:]
         scale = _MUON_RMS * math.sqrt(max(rows, columns))
         for name, part in zip(names, update.unbind(), strict=True):
@@ -184,15 +184,15 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     """Approximate U V^T of each matrix's singular value decomposition U S V^T, by Newton-Schulz iteration.
 
     Args:
-        matrices: float32 [batch, rows, columns].
+        matrices: float32 or bfloat16 [batch, rows, columns]; the iteration runs in that dtype and bears its rounding.
 
     Returns:
-        float32 of the same shape, with singular values between about 0.7 and 1.2.
+        the same dtype and shape, with singular values between about 0.7 and 1.2.
     """
     a, b, c = _NEWTON_SCHULZ
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if is_tall else matrices
-    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(_NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

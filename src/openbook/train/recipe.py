@@ -13,6 +13,7 @@ from openbook.core.seeding import TRAIN_SEED_START
 from openbook.data.mixture import MixtureEntry
 from openbook.data.pack import DataConfig
 from openbook.models.config import ModelConfig
+from openbook.models.registry import require_family
 from openbook.tasks.base import Difficulty, Effort
 from openbook.tasks.registry import get_task
 from openbook.tokenizer.train import TokenizerConfig
@@ -64,6 +65,17 @@ class EvalConfig(Config, frozen=True, kw_only=True):
     difficulties: list[Difficulty] = msgspec.field(default_factory=lambda: ["easy"])
     efforts: list[Effort] = msgspec.field(default_factory=lambda: ["medium"])
     max_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        for name in ("tasks", "difficulties", "efforts"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty, expected at least one")
+        for name in ("samples", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        most = TRAIN_SEED_START - self.samples
+        if not 0 <= self.seed <= most:
+            raise ValueError(f"seed is {self.seed}, expected 0 to {most}: what is above belongs to training")
 
 
 class Recipe(Config, frozen=True, kw_only=True):
@@ -117,6 +129,7 @@ def load_recipe(path: Path) -> Recipe:
     """
     recipe = load_toml(path, Recipe, "recipe")
     config = recipe.model_config(recipe.tokenizer.vocab_size)
+    require_family(config.model_type, f"the recipe {path}")
     for name in (*recipe.tasks, *recipe.eval.tasks):
         get_task(name)
     if recipe.data.row_tokens > config.max_position_embeddings:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from openbook.core.config import Config
 
 
@@ -20,7 +22,7 @@ class ScheduleConfig(Config, frozen=True, kw_only=True):
     final_lr_share: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.lr > 0.0:
+        if not 0.0 < self.lr < math.inf:
             raise ValueError(f"lr is {self.lr}, expected a number above 0")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps is {self.warmup_steps}, expected 0 or more")
