@@ -1,9 +1,10 @@
 """Training speed: Openbook on packed rows against a plain Transformers loop on padded batches, in one process.
 
-Both sides train the same Qwen 3 shape on the same documents with the same AdamW, precision and number of threads.
-Padding does not count: a side's speed is its *useful* tokens (those of documents) a second. The Transformers side is
-what its Trainer does with `group_by_length`: documents sorted by length within groups of 50 batches, padded to the
-longest of their batch. The sides take turns, a few steps each; the ratio is the median over the rounds.
+Both sides train the same Qwen 3 shape on the same documents (the last stage of recipes/nano.toml) with the same AdamW,
+precision and number of threads. Our side is the step that a build takes. Padding does not count: a side's speed is its
+*useful* tokens (those of documents) a second. The Transformers side is what its Trainer does with `group_by_length`:
+documents sorted by length within groups of 50 batches, padded to the longest of their batch. The sides take turns, a
+few steps each; the ratio is the median over the rounds.
 
     python benchmarks/train_vs_transformers.py [--precision bf16 fp32] [--mode eager compiled] [--rounds 5] [--write]
 """
@@ -13,42 +14,37 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from itertools import cycle
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from performance_page import machine, write_section
 from torch import Tensor
 
-from openbook.data.corpus import Maker, sample_texts
-from openbook.data.mixture import Mixture, MixtureEntry
-from openbook.data.pack import Document, pack, to_arrays
-from openbook.models.base import init_weights, trained_positions
+from openbook.data.corpus import sample_texts, write_stage_data
+from openbook.data.loader import ShardLoader
+from openbook.data.shards import map_shard
+from openbook.models.base import init_weights
 from openbook.models.config import ModelConfig
-from openbook.models.context import PackedContext, round_reach
 from openbook.models.registry import build_model, config_to_hf
 from openbook.ops.torch_ops import TorchOps
+from openbook.tokenizer.chat import Chat, default_template
+from openbook.tokenizer.train import train_tokenizer
+from openbook.train.loop import Layout, make_loss_function, train_step
 from openbook.train.optim import Optimizer, OptimizerConfig
+from openbook.train.recipe import load_recipe
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-TASKS = (
-    "chain_sum",
-    "gcd",
-    "spell_backward",
-    "letter_counting",
-    "leg_counting",
-    "palindrome_generation",
-    "prime_factorization",
-    "isomorphic_strings",
-)
+RECIPE = Path(__file__).parent.parent / "recipes" / "nano.toml"
+NUM_DOCUMENTS = 4000
 TARGETS = {"bf16": 1.5, "fp32": 1.3}
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-ROW_TOKENS = 256
-ROWS = 8
 GROUP_BATCHES = 50
 LEARNING_RATE = 1e-3
 
@@ -56,55 +52,55 @@ LEARNING_RATE = 1e-3
 Step = Callable[[], int]
 
 
-def documents(num_documents: int) -> tuple[list[Document], int, int]:
-    """Documents of the tasks above, the vocabulary's size and the padding token."""
-    from openbook.tokenizer.chat import Chat, default_template
-    from openbook.tokenizer.train import TokenizerConfig, train_tokenizer
+class Document(NamedTuple):
+    """Token ids [tokens] and where they are trained on, uint8 [tokens]."""
 
-    entries = [MixtureEntry(task=task, efforts={"low": 1.0, "medium": 2.0}) for task in TASKS]
-    tokenizer = train_tokenizer(sample_texts(entries, 100, seed=1), TokenizerConfig())
-    maker = Maker(mixture=Mixture(entries, seed=1), chat=Chat(tokenizer, default_template()), row_tokens=ROW_TOKENS)
-    chunk = maker.make(0, num_documents)
-    ends = np.cumsum(chunk.lengths)
-    made = [
-        Document(number, chunk.ids[end - length : end], chunk.loss_mask[end - length : end])
-        for number, (end, length) in enumerate(zip(ends, chunk.lengths, strict=True))
-    ]
-    return made, tokenizer.vocab_size, tokenizer.pad_id
+    ids: NDArray[np.generic]
+    loss_mask: NDArray[np.uint8]
 
 
-def packed_batches(corpus: list[Document], pad_id: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, int]]:
-    """ids, targets, positions, documents, each int64 [ROWS, ROW_TOKENS], and the number of useful tokens; for ever."""
-    rows = list(pack(corpus, ROW_TOKENS, look_ahead=1024))
-    whole = [rows[start : start + ROWS] for start in range(0, len(rows) - ROWS + 1, ROWS)]
-    for part in cycle(whole):
-        arrays = to_arrays(part, ROW_TOKENS, pad_id, np.int64)
-        ids, numbers = torch.from_numpy(arrays.tokens), torch.from_numpy(arrays.documents).long()
-        mask = torch.from_numpy(arrays.loss_mask)
-        targets = torch.full_like(ids, -1)
-        is_next = (numbers[:, 1:] == numbers[:, :-1]) & (mask[:, 1:] == 1)
-        targets[:, :-1] = torch.where(is_next, ids[:, 1:], -1)
-        positions = torch.zeros_like(ids)
-        for row, row_documents in enumerate(part):
-            start = 0
-            for document in row_documents:
-                positions[row, start : start + len(document.ids)] = torch.arange(len(document.ids))
-                start += len(document.ids)
-        yield ids, targets, positions, numbers, int((numbers >= 0).sum())
+class Corpus(NamedTuple):
+    """A stage's data on disk, the same documents one by one, and what the model must know of their tokenizer."""
+
+    folder: Path
+    rows_a_step: int
+    documents: list[Document]
+    vocab_size: int
+    pad_id: int
+    max_tokens: int
 
 
-def padded_batches(corpus: list[Document], batch_size: int, pad_id: int) -> Iterator[tuple[dict[str, Tensor], int]]:
+def make_corpus(folder: Path) -> Corpus:
+    """The first documents of the last stage of nano's recipe."""
+    recipe = load_recipe(RECIPE)
+    stage = recipe.stages[-1]
+    tokenizer = train_tokenizer(
+        sample_texts([entry for one in recipe.stages for entry in one.mixture], 200, recipe.seed), recipe.tokenizer
+    )
+    chat = Chat(tokenizer, default_template())
+    write_stage_data(folder, stage.name, stage.mixture, NUM_DOCUMENTS, 1, chat, recipe.data, 1)
+    documents = []
+    for path in sorted(folder.glob("*.safetensors")):
+        for tokens, mask, numbers in zip(*map_shard(path)[:3], strict=True):
+            for number in np.unique(numbers[numbers >= 0]):
+                documents.append(Document(tokens[numbers == number], mask[numbers == number]))
+    rows = stage.global_batch_tokens // recipe.data.row_tokens
+    return Corpus(folder, rows, documents, tokenizer.vocab_size, tokenizer.pad_id, recipe.data.row_tokens)
+
+
+def padded_batches(corpus: Corpus, batch_size: int) -> Iterator[tuple[dict[str, Tensor], int]]:
     """What Transformers' model takes, and the number of useful tokens; for ever."""
     generator = np.random.default_rng(1)
     group = GROUP_BATCHES * batch_size
+    documents = corpus.documents
     while True:
-        order = generator.permutation(len(corpus))
+        order = generator.permutation(len(documents))
         for start in range(0, len(order) - batch_size + 1, group):
-            by_length = sorted(order[start : start + group], key=lambda i: len(corpus[i].ids), reverse=True)
+            by_length = sorted(order[start : start + group], key=lambda i: len(documents[i].ids), reverse=True)
             for at in range(0, len(by_length) - batch_size + 1, batch_size):
-                batch = [corpus[i] for i in by_length[at : at + batch_size]]
+                batch = [documents[i] for i in by_length[at : at + batch_size]]
                 longest = len(batch[0].ids)
-                ids = torch.full((batch_size, longest), pad_id)
+                ids = torch.full((batch_size, longest), corpus.pad_id)
                 labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
                 for row, document in enumerate(batch):
                     length = len(document.ids)
@@ -116,34 +112,25 @@ def padded_batches(corpus: list[Document], batch_size: int, pad_id: int) -> Iter
                 yield {"input_ids": ids, "labels": labels, "attention_mask": mask}, int(mask.sum())
 
 
-def our_step(config: ModelConfig, dtype: torch.dtype, is_compiled: bool, corpus: list[Document], pad_id: int) -> Step:
-    """Openbook: packed rows, attention in blocks, logits where a token is trained."""
+def our_step(config: ModelConfig, dtype: torch.dtype, is_compiled: bool, corpus: Corpus) -> Step:
+    """Openbook: the step of a build, on packed rows."""
     model = build_model(config, TorchOps())
     init_weights(model, torch.Generator().manual_seed(1))
     model.to(dtype)
     optimizer = Optimizer(model.named_parameters(), OptimizerConfig(kind="adamw"))
-    reach = round_reach(max(len(document.ids) for document in corpus))
-
-    def loss_sum(ids: Tensor, targets: Tensor, positions: Tensor, numbers: Tensor, trained: Tensor) -> Tensor:
-        return model.loss(ids, targets, PackedContext(positions, numbers, reach), trained)
-
-    function = torch.compile(loss_sum, fullgraph=True) if is_compiled else loss_sum
-    batches = packed_batches(corpus, pad_id)
+    layout = Layout(device="cpu", threads=torch.get_num_threads(), is_compiled=is_compiled)
+    loss_function = make_loss_function(model, layout)
+    loader = ShardLoader(corpus.folder, corpus.rows_a_step, seed=1)
 
     def step() -> int:
-        ids, targets, positions, numbers, num_useful = next(batches)
-        trained = trained_positions(targets)
-        if is_compiled:
-            torch._dynamo.mark_dynamic(trained, 0)
-        (function(ids, targets, positions, numbers, trained) / len(trained)).backward()
-        optimizer.clip()
-        optimizer.step(LEARNING_RATE)
-        return num_useful
+        batch = loader.next_batch()
+        train_step(batch, optimizer, loss_function, 0, LEARNING_RATE, "cpu")
+        return int((batch.documents >= 0).sum())
 
     return step
 
 
-def their_step(config: ModelConfig, dtype: torch.dtype, is_compiled: bool, corpus: list[Document], pad_id: int) -> Step:
+def their_step(config: ModelConfig, dtype: torch.dtype, is_compiled: bool, corpus: Corpus) -> Step:
     """Transformers: Qwen3ForCausalLM with its default attention (SDPA) on padded batches."""
     import transformers
 
@@ -151,8 +138,8 @@ def their_step(config: ModelConfig, dtype: torch.dtype, is_compiled: bool, corpu
     model: Any = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**config_to_hf(config))).to(dtype).train()
     optimizer = Optimizer(model.named_parameters(), OptimizerConfig(kind="adamw"))
     function = torch.compile(model, dynamic=True) if is_compiled else model
-    mean_length = statistics.mean(len(document.ids) for document in corpus)
-    batches = padded_batches(corpus, round(ROWS * ROW_TOKENS / mean_length), pad_id)
+    mean_length = statistics.mean(len(document.ids) for document in corpus.documents)
+    batches = padded_batches(corpus, round(corpus.rows_a_step * corpus.max_tokens / mean_length))
 
     def step() -> int:
         batch, num_useful = next(batches)
@@ -194,22 +181,27 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the section of docs/performance.md")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    corpus, vocab_size, pad_id = documents(4000)
-    lengths = [len(document.ids) for document in corpus]
+    with tempfile.TemporaryDirectory() as folder:
+        measure(arguments, make_corpus(Path(folder) / "data"))
+
+
+def measure(arguments: argparse.Namespace, corpus: Corpus) -> None:
+    """Run all settings, print the table, and write it if asked to."""
+    lengths = [len(document.ids) for document in corpus.documents]
     config = ModelConfig(
-        vocab_size=vocab_size,
+        vocab_size=corpus.vocab_size,
         hidden_size=256,
         intermediate_size=768,
         num_hidden_layers=6,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=64,
-        max_position_embeddings=ROW_TOKENS,
+        max_position_embeddings=corpus.max_tokens,
     )
     num_weights = sum(p.numel() for p in build_model(config, TorchOps(), "meta").parameters())
     setting = (
-        f"{num_weights / 1e6:.1f}M parameters (hidden 256, 6 layers, vocabulary {vocab_size}), "
-        f"{arguments.threads} threads, about {ROWS * ROW_TOKENS} tokens a step; {len(corpus)} documents of "
+        f"{num_weights / 1e6:.1f}M parameters (hidden 256, 6 layers, vocabulary {corpus.vocab_size}), "
+        f"{arguments.threads} threads, about {corpus.rows_a_step * corpus.max_tokens} tokens a step; {len(lengths)} documents of "
         f"{min(lengths)} to {max(lengths)} tokens, mean {statistics.mean(lengths):.0f}; median of {arguments.rounds} "
         f"alternating rounds of {arguments.steps} steps."
     )
@@ -222,7 +214,7 @@ def main() -> None:
     for precision in arguments.precision:
         dtype = DTYPES[precision]
         for mode in arguments.mode:
-            make = (config, dtype, mode == "compiled", corpus, pad_id)
+            make = (config, dtype, mode == "compiled", corpus)
             ours, theirs = our_step(*make), their_step(*make)
             for step in (ours, theirs):
                 speed(step, 3)

@@ -181,7 +181,10 @@ def generate(maker: Maker, num_documents: int, num_workers: int) -> Iterator[Chu
         while flying:
             yield flying.popleft().result()
     except BrokenProcessPool as error:
-        raise UserError("a process that makes data was killed (out of memory?): use fewer threads") from error
+        raise UserError(
+            "a process that makes data ended early: give it more memory or fewer --workers; a Python script that builds "
+            "must do so under `if __name__ == \"__main__\":`"
+        ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

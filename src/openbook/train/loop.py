@@ -15,7 +15,8 @@ from openbook.checkpoint.train_state import TrainPosition, save_train_state
 from openbook.core.errors import CheckError
 from openbook.core.progress import Progress
 from openbook.data.loader import Batch, ShardLoader
-from openbook.models.context import PackedContext
+from openbook.models.base import trained_positions
+from openbook.models.context import PackedContext, round_reach
 from openbook.train.ledger import Entry, Ledger
 from openbook.train.optim import Optimizer
 from openbook.train.recipe import StageConfig
@@ -49,10 +50,15 @@ LossFunction = Callable[["Tensor", "Tensor", "Tensor", "Tensor"], "Tensor"]
 def make_loss_function(model: CausalModel, layout: Layout) -> LossFunction:
     """(ids, targets, positions, documents), each int64 [B, T], to the summed loss; compiled if the layout says so."""
 
-    def loss_sum(ids: Tensor, targets: Tensor, positions: Tensor, documents: Tensor) -> Tensor:
+    def compiled(ids: Tensor, targets: Tensor, positions: Tensor, documents: Tensor) -> Tensor:
         return model.loss(ids, targets, PackedContext(positions, documents))
 
-    return torch.compile(loss_sum, dynamic=False, fullgraph=True) if layout.is_compiled else loss_sum
+    def eager(ids: Tensor, targets: Tensor, positions: Tensor, documents: Tensor) -> Tensor:
+        # What differs from batch to batch may decide what is computed: only a compiled step needs fixed shapes.
+        reach = round_reach(int(positions.max()) + 1)
+        return model.loss(ids, targets, PackedContext(positions, documents, reach), trained_positions(targets))
+
+    return torch.compile(compiled, dynamic=False, fullgraph=True) if layout.is_compiled else eager
 
 
 def train_stage(
