@@ -96,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: what stands after `openbook` on the command line; None for the process's own.
     """
+    _open_closed_streams()
     try:
         result = cli.main(arguments, prog_name="openbook", standalone_mode=False)
         sys.stdout.flush()
@@ -131,6 +132,13 @@ def _fail(message: str, status: int) -> int:
     line = " ".join(part.strip() for part in message.splitlines())
     print(f"openbook: {line}", file=sys.stderr, flush=True)
     return status
+
+
+def _open_closed_streams() -> None:
+    """Python sets a stream to None where the shell closed it (`<&-`): let it be empty, or go nowhere."""
+    for name, flags in (("stdin", os.O_RDONLY), ("stdout", os.O_WRONLY), ("stderr", os.O_WRONLY)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, flags), "r" if name == "stdin" else "w"))
 
 
 def _silence_stdout() -> None:

@@ -166,7 +166,10 @@ class Chat:
         text = self._render_text(broken, effort, add_generation_prompt, marks)
         if not add_generation_prompt and plain[-1]["role"] == "assistant" and marks.begin not in text:
             text = self._mark_last_turn(text, broken, effort, marks)
-        return list(self._split(text, marks))
+        parts = list(self._split(text, marks))
+        if not parts:
+            raise UserError("the chat template writes nothing for this conversation: restore it from its source")
+        return parts
 
     def _break_control_tokens(self, messages: list[dict[str, str]]) -> tuple[list[dict[str, str]], _Marks]:
         """Copies of the messages in which no control token can be matched, and the marks that were used."""
