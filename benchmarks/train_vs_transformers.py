@@ -201,7 +201,8 @@ def measure(arguments: argparse.Namespace, corpus: Corpus) -> None:
     num_weights = sum(p.numel() for p in build_model(config, TorchOps(), "meta").parameters())
     setting = (
         f"{num_weights / 1e6:.1f}M parameters (hidden 256, 6 layers, vocabulary {corpus.vocab_size}), "
-        f"{arguments.threads} threads, about {corpus.rows_a_step * corpus.max_tokens} tokens a step; {len(lengths)} documents of "
+        f"{arguments.threads} threads, about {corpus.rows_a_step * corpus.max_tokens} tokens a step; "
+        f"{len(lengths)} documents of "
         f"{min(lengths)} to {max(lengths)} tokens, mean {statistics.mean(lengths):.0f}; median of {arguments.rounds} "
         f"alternating rounds of {arguments.steps} steps."
     )

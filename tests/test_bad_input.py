@@ -316,6 +316,7 @@ def test_weights_that_are_all_scalars(refuses: Refuses, folder: Path) -> None:
         (["eval", "MODEL", "gcd", "--samples", "0"], "invalid value for '--samples': 0 is not in the range"),
         (["eval", "MODEL", "gcd", "--seed", "1000000000"], "invalid value for '--seed'"),
         (["eval", "MODEL", ""], "''"),
+        (["eval", "MODEL", "gcd", "--threshold", "nan"], "--threshold is nan: expected a share from 0 to 1"),
         (["tasks", "gcd", "--seed", "-1"], "invalid value for '--seed': -1 is not in the range"),
         (["verify", "MODEL"], "model is not a release: it has no provenance/manifest.json"),
         (["verify", "none"], "unknown model 'none'"),

@@ -159,7 +159,7 @@ def test_a_killed_worker_is_one_line_and_leaves_nothing(chat: Chat, tmp_path: Pa
         multiprocessing.active_children()[0].kill()
 
     with pytest.raises(
-        UserError, match=r"^a process that makes data ended early: give it more memory or fewer --workers; a Python script"
+        UserError, match=r"^a process that makes data ended early: give it more memory or fewer --workers; a Python"
     ):
         write_stage_data(
             tmp_path / "x", "x", [MixtureEntry(task="spell_backward")], 20_000, 5, chat, DataConfig(), 2, kill_a_worker

@@ -19,9 +19,7 @@ def test_round_reach() -> None:
 
 def test_a_document_longer_than_reach_is_refused() -> None:
     positions = torch.arange(96)[None]
-    with pytest.raises(
-        ValueError, match=r"^a document has 96 tokens, more than reach 33: pass round_reach"
-    ):
+    with pytest.raises(ValueError, match=r"^a document has 96 tokens, more than reach 33: pass round_reach"):
         PackedContext(positions, torch.zeros_like(positions), reach=33)
 
 

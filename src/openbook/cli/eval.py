@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from openbook.cli.options import effort_option, json_option, model_argument, print_json, seed_option
-from openbook.core.errors import CheckError
+from openbook.core.errors import CheckError, UserError
 from openbook.core.files import require_absent
 from openbook.core.progress import Progress, format_duration
 
@@ -82,6 +83,8 @@ def command(
     from openbook.engine.request import SamplingParams
     from openbook.evals.suites import task_names
 
+    if threshold is not None and math.isnan(threshold):
+        raise UserError("--threshold is nan: expected a share from 0 to 1; correct that value")
     folder = locate(model)
     tasks = task_names(suite)
     SamplingParams(temperature=temperature, max_tokens=max_tokens)  # refuse bad values before the model is loaded

@@ -182,8 +182,8 @@ def generate(maker: Maker, num_documents: int, num_workers: int) -> Iterator[Chu
             yield flying.popleft().result()
     except BrokenProcessPool as error:
         raise UserError(
-            "a process that makes data ended early: give it more memory or fewer --workers; a Python script that builds "
-            "must do so under `if __name__ == \"__main__\":`"
+            "a process that makes data ended early: give it more memory or fewer --workers; a Python script that "
+            'builds must do so under `if __name__ == "__main__":`'
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
