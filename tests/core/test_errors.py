@@ -28,9 +28,9 @@ def test_an_unknown_name_comes_with_the_nearest_known_one(given: str, line: str)
 @pytest.mark.parametrize(
     ("number", "fix"),
     [
-        (errno.ENOSPC, "free some space, then run the same command again with --resume"),
-        (errno.EDQUOT, "free some space, then run the same command again with --resume"),
-        (errno.EFBIG, "free some space, then run the same command again with --resume"),
+        (errno.ENOSPC, "free some space and run the command again (a build with --resume)"),
+        (errno.EDQUOT, "free some space and run the command again (a build with --resume)"),
+        (errno.EFBIG, "free some space and run the command again (a build with --resume)"),
         (errno.EACCES, "check the permissions of that path"),
         (errno.EROFS, "check the permissions of that path"),
         (errno.ENOENT, "check the path"),

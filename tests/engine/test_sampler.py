@@ -17,6 +17,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from openbook.core.errors import UserError
 from openbook.engine.request import SamplingParams
 from openbook.engine.sampler import probabilities, sample, uniform
 
@@ -87,3 +88,12 @@ def test_a_row_does_not_depend_on_its_batch() -> None:
 def test_huge_logits_and_tiny_temperatures_do_not_overflow() -> None:
     logits = np.array([3e38, -3e38, 1.0], dtype=np.float32)
     np.testing.assert_array_equal(probabilities(logits, SamplingParams(temperature=1e-6)), [1.0, 0.0, 0.0])
+
+
+def test_logits_that_are_no_numbers_are_an_error_and_ruled_out_tokens_are_not() -> None:
+    logits = random_logits(2)
+    logits[0, 3] = -np.inf
+    assert sample(logits, [SamplingParams()] * 2, [0, 0]).tolist() == logits.argmax(axis=-1).tolist()
+    logits[1, 3] = np.nan
+    with pytest.raises(UserError, match="the model's logits are not finite: its weights are damaged; `openbook verify`"):
+        sample(logits, [SamplingParams()] * 2, [0, 0])

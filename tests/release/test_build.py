@@ -167,6 +167,7 @@ def _recipe(tmp_path: Path, *changes: tuple[str, str]) -> Path:
         ),
         ("max_terms = 3", "max_tems = 3", "max_tems"),
         ('name = "second"', 'name = "first"', "expected different names"),
+        ('name = "micro"', 'name = "../micro"', "name is '../micro', expected a file name"),
         ("[data]", "[data", "is not valid TOML"),
     ],
 )
@@ -231,7 +232,7 @@ def test_a_full_disk_is_one_line_and_the_build_goes_on_later(whole: Path, tmp_pa
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
-    assert "free some space, then run the same command again with --resume" in done.stderr.splitlines()[-1]
+    assert "free some space and run the command again (a build with --resume)" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert {name: digest for name, digest in _digests(out).items() if name in before} == before
     assert _build(MICRO, out, "--resume") == 0

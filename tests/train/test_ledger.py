@@ -63,6 +63,6 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with Ledger(path, 0) as ledger:
         ledger.append(_entry(0))
         monkeypatch.setattr("openbook.train.ledger.os.fsync", full)
-        with pytest.raises(UserError, match=r"No space left on device; free some space, then .* --resume"):
+        with pytest.raises(UserError, match=r"No space left on device; free some space and .* --resume"):
             ledger.sync()
         monkeypatch.undo()

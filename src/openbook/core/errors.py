@@ -35,7 +35,7 @@ def unknown_name(kind: str, given: str, known: Iterable[str], fix: str) -> UserE
 def one_line(error: OSError, action: str) -> UserError:
     """Turn a failed system call into the line a user sees; `action` reads "write /path/file"."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        fix = "free some space, then run the same command again with --resume; what was saved before is intact"
+        fix = "free some space and run the command again (a build with --resume); what was saved before is intact"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         fix = "check the permissions of that path"
     elif error.errno == errno.ENOENT:

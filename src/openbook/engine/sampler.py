@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from openbook.core.errors import UserError
 from openbook.engine.request import SamplingParams
 
 
@@ -28,7 +29,13 @@ def sample(
 
     Returns:
         int64 [B]. Among equal logits greedy decoding takes the lowest id.
+
+    Raises:
+        UserError: a row's logits are not numbers: the weights are damaged.
     """
+    # NaN spreads through max; minus infinity, with which a runner may rule out tokens, does not.
+    if not np.isfinite(logits.max(axis=-1)).all():
+        raise UserError("the model's logits are not finite: its weights are damaged; `openbook verify` checks a release")
     tokens: NDArray[np.int64] = logits.argmax(axis=-1)
     for row, row_params in enumerate(params):
         if not row_params.is_greedy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,8 +48,8 @@ class StageConfig(Config, frozen=True, kw_only=True):
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
         if self.micro_batch_size < 0:
             raise ValueError(f"micro_batch_size is {self.micro_batch_size}, expected 0 or more")
-        if not self.name.isidentifier():
-            raise ValueError(f"name is '{self.name}', expected letters, digits and underscores")
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", self.name):
+            raise ValueError(f"name is {self.name!r}, expected up to 64 letters, digits and underscores")
         if not self.mixture:
             raise ValueError("mixture is empty, expected at least one entry")
 
@@ -94,6 +95,8 @@ class Recipe(Config, frozen=True, kw_only=True):
     eval: EvalConfig
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.name):
+            raise ValueError(f"name is {self.name!r}, expected a file name of up to 64 letters, digits, dots and dashes")
         names = [stage.name for stage in self.stages]
         if not names:
             raise ValueError("stages is empty, expected at least one [[stages]]")
