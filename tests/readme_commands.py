@@ -1,10 +1,11 @@
 """The blocks of README.md, what they print when they are run, and `--write`, which puts that into the page.
 
-    python tests/readme_commands.py --write
+    python tests/readme_commands.py --write [LOG]
 
 A console block holds commands behind `$ ` and what they print; lines typed into a chat stand behind `> `. What a
 Python block prints stands in the text block behind it. A line `...` stands for any lines. `<!-- long -->` above a block
-marks a build of minutes: it is run with a recipe of seconds, and only its times and losses are the recorded ones.
+marks a build of minutes: the test runs it with a recipe of seconds; its times and losses come from LOG, the output of
+that very build.
 Between `<!-- facts -->` and `<!-- /facts -->` stands what the bundled release says of itself.
 """
 
@@ -208,14 +209,14 @@ def facts() -> str:
     return "\n".join(lines) + "\n"
 
 
-def current(page: str) -> str:
-    """The page with what its blocks print now; long blocks and those with a `...` are kept."""
+def current(page: str, log: str | None = None) -> str:
+    """The page with what its blocks print now, and with a long block from the log of its build, if there is one."""
     changes: list[tuple[int, int, str]] = []
     printed = ""
     for block in blocks(page):
-        if block.language == "console" and not block.is_long:
-            text = "".join(_current_command(command) for command in commands(block))
-            changes.append((block.start, block.end, text))
+        if block.language == "console":
+            show = (lambda command: _from_log(command, log)) if block.is_long else _from_run
+            changes.append((block.start, block.end, "".join(map(show, commands(block)))))
         elif block.language == "python":
             printed = run_python(block.text)
         elif block.language == "text":
@@ -225,14 +226,34 @@ def current(page: str) -> str:
     return FACTS.sub(lambda _: facts(), page)
 
 
-def _current_command(command: Command) -> str:
+def _from_run(command: Command) -> str:
     status, printed = run(command.arguments, command.typed)
     assert status == 0, f"{command.line} ends with {status}: {printed}"
     kept = agrees(command.shown, printed) or "\n...\n" in command.shown
     return f"$ {command.line}\n{command.shown if kept else printed}"
 
 
+def _from_log(command: Command, log: str | None) -> str:
+    """Of each step of a build the middle one of its lines, and its last; `...` for those left out."""
+    if log is None:
+        return f"$ {command.line}\n{command.shown}"
+    lines: list[str] = []
+    waiting: list[str] = []
+    for line in log.splitlines():
+        if PERCENT_LINE.match(line):
+            waiting.append(line)
+            continue
+        if waiting:
+            lines += [waiting[len(waiting) // 2], *["..."][: len(waiting) - 1]]
+            waiting.clear()
+        lines.append(line)
+    # A build that was started elsewhere names its own folder.
+    out = command.arguments[command.arguments.index("--out") + 1]
+    return f"$ {command.line}\n" + re.sub(rf"\S*{out}\b", out, "\n".join(lines)) + "\n"
+
+
 if __name__ == "__main__":
-    assert sys.argv[1:] == ["--write"], "usage: python tests/readme_commands.py --write"
+    assert sys.argv[1:2] == ["--write"] and len(sys.argv) <= 3, "usage: python tests/readme_commands.py --write [LOG]"
+    log = Path(sys.argv[2]).read_text() if len(sys.argv) > 2 else None
     with tempfile.TemporaryDirectory() as folder, workplace(Path(folder)):
-        README.write_text(current(README.read_text()))
+        README.write_text(current(README.read_text(), log))
