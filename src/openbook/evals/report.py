@@ -12,8 +12,8 @@ from openbook.evals.statistics import Interval, wilson_interval
 SUMMARY_FILE = "summary.json"
 
 
-class Item(msgspec.Struct, frozen=True, kw_only=True):
-    """One problem and what the model made of it."""
+class Item(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One problem and what the model made of it. A field at its default is left out of the file."""
 
     task: str
     difficulty: str
@@ -21,11 +21,11 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     problem: str
     thinking: str
     answer: str | None  # as scored; None if the reply holds no answer
-    reply: str  # everything behind the thinking, as spoken
+    reply: str | None = None  # everything behind the thinking, as spoken; None where that is the answer
     score: float  # 0.0 to 1.0, by reasoning-gym's scorer
     prompt_tokens: int
     tokens: int  # generated, thinking included
-    finish_reason: str | None  # None: the problem was not put to the model, see `error`
+    finish_reason: str | None = "stop"  # None: the problem was not put to the model, see `error`
     error: str | None = None
 
 

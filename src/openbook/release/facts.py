@@ -131,14 +131,14 @@ def read_scores(folder: Path) -> tuple[Score, ...]:
 
 
 def read_transcripts(folder: Path) -> tuple[Transcript, ...]:
-    """From the first evaluation below `folder`: each task's first item, and its first wrong one if that is another.
+    """From the evaluation at effort medium, or else the first: each task's first item, and its first wrong one.
 
     Raises:
         UserError: a file of items cannot be read.
     """
     chosen: list[Transcript] = []
-    for path in _summaries(folder)[:1]:
-        effort = read_json(path, "evaluation summary")["settings"]["effort"]
+    efforts = {path: read_json(path, "evaluation summary")["settings"]["effort"] for path in _summaries(folder)}
+    for path, effort in sorted(efforts.items(), key=lambda pair: pair[1] != "medium")[:1]:
         for score in _scores_of(path):
             items = list(_items(path.parent / f"{score.task}.jsonl", effort))
             wrong = next((item for item in items[1:] if item.score < 1.0), None)
@@ -184,7 +184,7 @@ def _items(path: Path, effort: str) -> Iterator[Transcript]:
                 seed=item["seed"],
                 problem=item["problem"],
                 thinking=item["thinking"],
-                answer=item["reply"],
+                answer=item.get("reply") or item.get("answer") or "",
                 score=item["score"],
             )
         except (msgspec.DecodeError, KeyError) as error:

@@ -201,29 +201,10 @@ def _after(letter: str) -> str:
 
 # Cribs: words to look for in a cipher text, those that settle most first. Short ones come late: BE and OR differ by one
 # rotation, as do BY and HE, so fitting is not enough for them: what they give must read as English too.
-_CRIBS: tuple[str, ...] = (
-    *("the", "and", "you", "for", "of", "is", "at", "that", "his", "was", "are", "not", "all", "an", "to", "mr", "in"),
-    *(
-        "it",
-        "he",
-        "by",
-        "as",
-        "be",
-        "or",
-        "we",
-        "on",
-        "my",
-        "me",
-        "with",
-        "your",
-        "have",
-        "this",
-        "from",
-        "will",
-        "one",
-    ),
-    *("her", "has", "our", "had", "they", "which"),
-)
+_CRIBS = (
+    "the and you for of is at that his was are not all an to mr in it he by as be or we on my me with "
+    "your have this from will one her has our had they which"
+).split()
 _COMMON_LETTERS = frozenset("etaoinshrdlu")
 _RARE_LETTERS = frozenset("jqxz")
 _ABBREVIATIONS = ("mr", "mrs", "dr", "www")
