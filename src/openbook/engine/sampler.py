@@ -35,7 +35,9 @@ def sample(
     """
     # NaN spreads through max; minus infinity, with which a runner may rule out tokens, does not.
     if not np.isfinite(logits.max(axis=-1)).all():
-        raise UserError("the model's logits are not finite: its weights are damaged; `openbook verify` checks a release")
+        raise UserError(
+            "the model's logits are not finite: its weights are damaged; `openbook verify` checks a release"
+        )
     tokens: NDArray[np.int64] = logits.argmax(axis=-1)
     for row, row_params in enumerate(params):
         if not row_params.is_greedy:

@@ -201,10 +201,11 @@ def _after(letter: str) -> str:
 
 # Cribs: words to look for in a cipher text, those that settle most first. Short ones come late: BE and OR differ by one
 # rotation, as do BY and HE, so fitting is not enough for them: what they give must read as English too.
-_CRIBS = (
+_CRIB_TEXT = (
     "the and you for of is at that his was are not all an to mr in it he by as be or we on my me with "
     "your have this from will one her has our had they which"
-).split()
+)
+_CRIBS = _CRIB_TEXT.split()
 _COMMON_LETTERS = frozenset("etaoinshrdlu")
 _RARE_LETTERS = frozenset("jqxz")
 _ABBREVIATIONS = ("mr", "mrs", "dr", "www")

@@ -96,7 +96,7 @@ class Recipe(Config, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.name):
-            raise ValueError(f"name is {self.name!r}, expected a file name of up to 64 letters, digits, dots and dashes")
+            raise ValueError(f"name is {self.name!r}, expected a file name: letters, digits, dots, dashes, at most 64")
         names = [stage.name for stage in self.stages]
         if not names:
             raise ValueError("stages is empty, expected at least one [[stages]]")
