@@ -95,5 +95,5 @@ def test_logits_that_are_no_numbers_are_an_error_and_ruled_out_tokens_are_not() 
     logits[0, 3] = -np.inf
     assert sample(logits, [SamplingParams()] * 2, [0, 0]).tolist() == logits.argmax(axis=-1).tolist()
     logits[1, 3] = np.nan
-    with pytest.raises(UserError, match="logits are not finite: its weights are damaged; see `openbook verify`"):
+    with pytest.raises(UserError, match="logits are not finite: its weights are damaged; `openbook verify`"):
         sample(logits, [SamplingParams()] * 2, [0, 0])
