@@ -61,7 +61,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path: Path, monkeyp
         write_bytes(path, b"new")
     assert str(caught.value) == (
         f"cannot write {path}: No space left on device; free some space and run the command again "
-        "--resume; what was saved before is intact"
+        "(a build with --resume); what was saved before is intact"
     )
     assert path.read_bytes() == b"old"
     assert _names(tmp_path) == ["file"]
