@@ -1,4 +1,4 @@
-"""What contexts refuse, and the rounding of reach."""
+"""What contexts refuse and keep."""
 
 from __future__ import annotations
 
@@ -6,31 +6,11 @@ import pytest
 import torch
 from tiny_model import CONFIG, make_model
 
-from openbook.models.context import CachedContext, DenseContext, PackedContext, round_reach
+from openbook.models.context import CachedContext, DenseContext
 
 
 def test_dense_positions() -> None:
     assert DenseContext(2, 3).positions.tolist() == [[0, 1, 2]] * 2
-
-
-def test_round_reach() -> None:
-    assert [round_reach(longest) for longest in (1, 33, 34, 129, 500, 2000)] == [33, 33, 65, 129, 513, 2000]
-
-
-def test_a_document_longer_than_reach_is_refused() -> None:
-    positions = torch.arange(96)[None]
-    with pytest.raises(ValueError, match=r"^a document has 96 tokens, more than reach 33: pass round_reach"):
-        PackedContext(positions, torch.zeros_like(positions), reach=33)
-
-
-def test_a_reach_that_fits_changes_nothing() -> None:
-    model, ids = make_model(), torch.arange(60).repeat(2)[:96][None]
-    positions = torch.cat([torch.arange(33), torch.arange(30), torch.arange(33)])[None]
-    documents = torch.repeat_interleave(torch.arange(3), torch.tensor([33, 30, 33]))[None]
-    with torch.inference_mode():
-        expected = model(ids, PackedContext(positions, documents))
-        actual = model(ids, PackedContext(positions, documents, reach=33))
-    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
 def test_cache_asks_for_append_first() -> None:

@@ -15,8 +15,6 @@ from torch.utils.checkpoint import checkpoint
 from openbook.models.base import CausalModel, trained_positions
 from openbook.models.context import AttentionContext, PackedContext
 
-REACHES = [None, 33]  # one whole row, and blocks
-
 
 def packed_batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """ids, targets, positions, documents: four rows of 96 tokens, documents of 33, 20 and 38 tokens less padding."""
@@ -39,10 +37,10 @@ def gradients(model: CausalModel) -> dict[str, Tensor]:
     return found
 
 
-def plain(reach: int | None) -> tuple[Tensor, dict[str, Tensor]]:
+def plain() -> tuple[Tensor, dict[str, Tensor]]:
     model = make_model()
     ids, targets, positions, documents = packed_batch()
-    loss = model.loss(ids, targets, PackedContext(positions, documents, reach))
+    loss = model.loss(ids, targets, PackedContext(positions, documents))
     loss.backward()
     return loss.detach(), gradients(model)
 
@@ -53,19 +51,19 @@ def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
 
 
-def check_compiled(reach: int | None, backend: str) -> None:
+def check_compiled(backend: str) -> None:
     model = make_model()
     ids, targets, positions, documents = packed_batch()
 
     def loss_sum(ids: Tensor, targets: Tensor, positions: Tensor, documents: Tensor, trained: Tensor) -> Tensor:
-        return model.loss(ids, targets, PackedContext(positions, documents, reach), trained)
+        return model.loss(ids, targets, PackedContext(positions, documents), trained)
 
     trained = trained_positions(targets)
     torch._dynamo.mark_dynamic(trained, 0)
     compiled = torch.compile(loss_sum, fullgraph=True, backend=backend)
     loss = compiled(ids, targets, positions, documents, trained)
     loss.backward()
-    expected_loss, expected = plain(reach)
+    expected_loss, expected = plain()
     torch.testing.assert_close(loss.detach(), expected_loss, atol=1e-3, rtol=1e-5)
     assert_same(gradients(model), expected)
     # Another number of trained tokens runs through the same graph.
@@ -73,42 +71,59 @@ def check_compiled(reach: int | None, backend: str) -> None:
     fewer = trained_positions(targets)
     with torch.compiler.set_stance("fail_on_recompile"):
         loss = compiled(ids, targets, positions, documents, fewer)
-    expected_loss = model.loss(ids, targets, PackedContext(positions, documents, reach))
+    expected_loss = model.loss(ids, targets, PackedContext(positions, documents))
     torch.testing.assert_close(loss, expected_loss, atol=1e-3, rtol=1e-5)
 
 
-@pytest.mark.parametrize("reach", REACHES)
-def test_compile_traces_one_graph(reach: int | None) -> None:
-    check_compiled(reach, "aot_eager")
+def test_only_trained_positions() -> None:
+    model = make_model()
+    ids, targets, positions, documents = packed_batch()
+    context = PackedContext(positions, documents)
+    loss = model.loss(ids, targets, context, trained_positions(targets))
+    loss.backward()
+    expected_loss, expected = plain()
+    torch.testing.assert_close(loss.detach(), expected_loss, atol=1e-4, rtol=1e-6)
+    assert_same(gradients(model), expected)
+    wanted = torch.tensor([90, 3])
+    torch.testing.assert_close(
+        model.hidden_states(ids, context, wanted), model.hidden_states(ids, context).flatten(0, 1)[wanted]
+    )
+
+
+def test_compile_traces_one_graph() -> None:
+    check_compiled("aot_eager")
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # the C++ compiler's business, not ours
 def test_compile_with_inductor() -> None:
-    check_compiled(33, "inductor")
+    check_compiled("inductor")
 
 
-@pytest.mark.parametrize("reach", REACHES)
-def test_activation_checkpointing(reach: int | None) -> None:
+def test_activation_checkpointing() -> None:
     model = make_model()
     num_runs = 0
 
     def checkpointed(
-        self: torch.nn.Module, x: Tensor, rope: tuple[Tensor, Tensor], context: AttentionContext
+        self: torch.nn.Module,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        context: AttentionContext,
+        wanted: Tensor | None = None,
     ) -> Tensor:
         def run(x: Tensor) -> Tensor:
             nonlocal num_runs
             num_runs += 1
-            return type(self).forward(self, x, rope, context)
+            return type(self).forward(self, x, rope, context, wanted)
 
         return checkpoint(run, x, use_reentrant=False)
 
     for layer in model.model.layers:
         layer.forward = types.MethodType(checkpointed, layer)
     ids, targets, positions, documents = packed_batch()
-    loss = model.loss(ids, targets, PackedContext(positions, documents, reach))
+    loss = model.loss(ids, targets, PackedContext(positions, documents))
     loss.backward()
-    expected_loss, expected = plain(reach)
+    expected_loss, expected = plain()
     assert num_runs == 4  # each of two layers ran forward, and again for its gradients
     assert torch.equal(loss.detach(), expected_loss)
     assert_same(gradients(model), expected)
@@ -128,8 +143,8 @@ def run_sharded(rank: int, folder: str) -> None:
     fully_shard(model, mesh=mesh)
     register_fsdp_forward_method(model, "loss")
     ids, targets, positions, documents = (tensor[2 * rank : 2 * rank + 2] for tensor in packed_batch())
-    logits = model(ids, PackedContext(positions, documents, 33))
-    loss = model.loss(ids, targets, PackedContext(positions, documents, 33))
+    logits = model(ids, PackedContext(positions, documents))
+    loss = model.loss(ids, targets, PackedContext(positions, documents))
     (2 * loss).backward()  # FSDP takes the mean over the two ranks, the single process the sum
     assert isinstance(next(model.parameters()), DTensor)
     torch.save((logits.detach(), loss.detach(), gradients(model)), f"{folder}/rank{rank}.pt")
@@ -139,9 +154,9 @@ def run_sharded(rank: int, folder: str) -> None:
 def test_fsdp2_on_two_processes(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(run_sharded, args=(str(tmp_path),), nprocs=2)
     results = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
-    expected_loss, expected = plain(33)
+    expected_loss, expected = plain()
     ids, _, positions, documents = packed_batch()
-    logits = make_model()(ids, PackedContext(positions, documents, 33)).detach()
+    logits = make_model()(ids, PackedContext(positions, documents)).detach()
     torch.testing.assert_close(torch.cat([result[0] for result in results]), logits, atol=1e-5, rtol=0)
     torch.testing.assert_close(results[0][1] + results[1][1], expected_loss, atol=1e-3, rtol=1e-5)
     for _, _, found in results:

@@ -1,4 +1,4 @@
-"""TorchOps and the block path against slow float64 loops."""
+"""TorchOps against slow float64 loops."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from openbook.ops.base import AttentionMask
-from openbook.ops.block_attention import block_size
 from openbook.ops.torch_ops import TorchOps, visible_keys
 
 OPS = TorchOps()
@@ -83,7 +82,7 @@ def test_rope() -> None:
 def test_silu_mul() -> None:
     gate, up = rand(20) * 4, rand(20, seed=1)
     expected = [float(g) / (1 + math.exp(-float(g))) * float(u) for g, u in zip(gate, up, strict=True)]
-    close(OPS.silu_mul(gate, up), torch.tensor(expected, dtype=torch.float64))
+    close(OPS.silu_mul(torch.cat((gate, up))), torch.tensor(expected, dtype=torch.float64))
 
 
 def test_softmax_cross_entropy_leaves_out_negative_targets() -> None:
@@ -149,9 +148,9 @@ def masks() -> dict[str, tuple[AttentionMask, int]]:
         "window": (AttentionMask(ramp, ramp, window=3, is_plain_causal=True), 9),
         "documents": (AttentionMask(short, short, documents, documents), 9),
         "cached": (AttentionMask(late, ramp[:, :6]), 6),
-        "one-block": (AttentionMask(short, short, documents, documents, reach=9), 9),
-        "blocks": (AttentionMask(rows, rows, row_documents, row_documents, reach=33), 96),
-        "blocks-window": (AttentionMask(rows, rows, row_documents, row_documents, window=7, reach=33), 96),
+        "long": (AttentionMask(rows, rows, row_documents, row_documents), 96),
+        "long-window": (AttentionMask(rows, rows, row_documents, row_documents, window=7), 96),
+        "shifted": (AttentionMask(rows + 3, rows + 3, row_documents, row_documents), 96),
     }
 
 
@@ -175,43 +174,19 @@ def test_attention(kind: str, num_kv_heads: int, dtype: torch.dtype) -> None:
         torch.testing.assert_close(actual[sees].double(), expected[sees], atol=tolerance, rtol=0)
 
 
-def test_blocks_are_taken_where_they_save_work() -> None:
-    mask, _ = masks()["blocks"]
-    assert OPS.prepare_mask(mask, torch.float32).prepared.shape == (2, 3, 1, 32, 64)
-    mask, _ = masks()["one-block"]
-    assert OPS.prepare_mask(mask, torch.float32).prepared.shape == (2, 1, 9, 9)
-    assert OPS.prepare_mask(mask, torch.bfloat16).prepared.shape == (2, 1, 1, 9, 9)
-
-
-@pytest.mark.parametrize("num_tokens", [256, 512, 384, 100])
-@pytest.mark.parametrize("reach", [1, 33, 65, 129, 256])
-def test_a_block_meets_all_that_a_document_reaches(num_tokens: int, reach: int) -> None:
-    size, earlier = block_size(num_tokens, reach)
-    assert num_tokens % size == 0
-    assert earlier * size >= min(reach, num_tokens) - 1 or size == num_tokens
-    assert (earlier + 1) * size <= num_tokens
-
-
-def test_gradients_of_blocks_equal_those_of_the_whole_row() -> None:
-    mask, _ = masks()["blocks"]
-    whole = AttentionMask(mask.query_positions, mask.key_positions, mask.query_documents, mask.key_documents)
-    sees = mask.query_documents >= 0
-    gradients = []
-    for given in (mask, whole):
-        qkv = [rand(2, 96, heads, 6, seed=heads).requires_grad_() for heads in (4, 2, 2)]
-        OPS.attention(*qkv, given, 0.3)[sees].square().sum().backward()
-        gradients.append([tensor.grad for tensor in qkv])
-    for block, row in zip(*gradients, strict=True):
-        torch.testing.assert_close(block, row, atol=1e-5, rtol=1e-5)
-
-
 def test_gradients_written_out() -> None:
     x, weight, angles = rand(2, 3, 2, 6).double(), rand(6, seed=1).double(), rand(2, 3, 3, seed=2).double()
     inputs = (x.requires_grad_(), weight.requires_grad_())
     assert torch.autograd.gradcheck(lambda x, weight: OPS.rms_norm(x, weight, 0.1), inputs)
     assert torch.autograd.gradcheck(lambda x: OPS.rope(x, angles.cos(), angles.sin()), inputs[:1])
+    gate_up, rows = rand(3, 8).double().requires_grad_(), torch.tensor([2, 0])
+    assert torch.autograd.gradcheck(OPS.silu_mul, (gate_up,))
+    assert torch.autograd.gradcheck(lambda x: OPS.take(x, rows), (gate_up,))
     with torch.no_grad():
+        assert torch.equal(OPS.take(gate_up, rows), gate_up[rows])
+        silu_mul = OPS.silu_mul(gate_up)
         plain = OPS.rms_norm(x, weight, 0.1), OPS.rope(x, angles.cos(), angles.sin())
+    torch.testing.assert_close(OPS.silu_mul(gate_up), silu_mul)
     torch.testing.assert_close(OPS.rms_norm(x, weight, 0.1), plain[0])
     torch.testing.assert_close(OPS.rope(x, angles.cos(), angles.sin()), plain[1])
 

@@ -24,8 +24,13 @@ class CausalModel(nn.Module):
         self.ops = ops
 
     @abstractmethod
-    def hidden_states(self, ids: Tensor, context: AttentionContext) -> Tensor:
-        """ids int64 [B, T] to the last layer's normalised output [B, T, D]."""
+    def hidden_states(self, ids: Tensor, context: AttentionContext, wanted: Tensor | None = None) -> Tensor:
+        """ids int64 [B, T] to the last layer's normalised output [B, T, D].
+
+        Args:
+            wanted: int64 [M], places in the flattened ids, each at most once: the output is theirs alone, [M, D], and
+                the last layer computes for the others only what these attend to. None: all.
+        """
 
     @abstractmethod
     def project(self, hidden: Tensor) -> Tensor:
@@ -41,14 +46,14 @@ class CausalModel(nn.Module):
         Args:
             ids: int64 [B, T].
             targets: int64 [B, T], the token that follows each of `ids`; negative where nothing is to be learned.
-            trained: int64 [M], where the flattened `targets` are not negative (`trained_positions`): logits are
-                computed only there. None: everywhere.
+            trained: int64 [M], where the flattened `targets` are not negative (`trained_positions`): the last
+                layer and the logits are computed only there. None: everywhere.
         """
-        hidden_MD = self.hidden_states(ids, context).flatten(0, 1)
+        hidden = self.hidden_states(ids, context, trained)
         targets_M = targets.flatten()
-        if trained is not None:
-            hidden_MD, targets_M = hidden_MD.index_select(0, trained), targets_M.index_select(0, trained)
-        return self.ops.softmax_cross_entropy(self.project(hidden_MD), targets_M)
+        if trained is None:
+            return self.ops.softmax_cross_entropy(self.project(hidden.flatten(0, 1)), targets_M)
+        return self.ops.softmax_cross_entropy(self.project(hidden), targets_M.index_select(0, trained))
 
 
 def trained_positions(targets: Tensor) -> Tensor:

@@ -40,10 +40,6 @@ class AttentionContext(Protocol):
         """
 
 
-# One more than a multiple of the block sizes: a query of a full block looks back over whole blocks.
-_REACHES = (33, 65, 129, 257, 513)
-
-
 class _MaskedContext:
     """A pass over whole rows: keys and values are those of the pass itself."""
 
@@ -78,25 +74,10 @@ class PackedContext(_MaskedContext):
     Args:
         positions: int64 [B, T], from 0 in each document.
         documents: int64 [B, T], equal inside a document and unlike between the documents of a row; negative: padding.
-        reach: no document is longer than this many tokens (`round_reach`); None: only the row bounds it. A smaller one
-            makes attention cheaper.
-
-    Raises:
-        ValueError: a document is longer than `reach` (not checked inside a compiled function or off the CPU).
     """
 
-    def __init__(self, positions: Tensor, documents: Tensor, reach: int | None = None) -> None:
-        num_tokens = positions.shape[1]
-        reach = num_tokens if reach is None else min(reach, num_tokens)
-        is_checked = reach < num_tokens and positions.device.type == "cpu" and not torch.compiler.is_compiling()
-        if is_checked and (longest := int(positions.max()) + 1) > reach:
-            raise ValueError(f"a document has {longest} tokens, more than reach {reach}: pass round_reach(longest)")
-        super().__init__(AttentionMask(positions, positions, documents, documents, reach=reach))
-
-
-def round_reach(longest: int) -> int:
-    """The `reach` for documents of up to `longest` tokens, rounded up to one of few: each costs a compilation."""
-    return next((reach for reach in _REACHES if longest <= reach), longest)
+    def __init__(self, positions: Tensor, documents: Tensor) -> None:
+        super().__init__(AttentionMask(positions, positions, documents, documents))
 
 
 class CachedContext:

@@ -22,16 +22,20 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: ModelConfig, ops: Ops, layer: int) -> None:
         super().__init__()
+        self.ops = ops
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, ops)
         self.self_attn = Attention(config, ops, layer)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, ops)
         self.mlp = SwiGLU(config, ops)
 
-    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], context: AttentionContext) -> Tensor:
-        """x [B, T, D] to the same shape."""
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rope, context)
-        out_BTD: Tensor = x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
-        return out_BTD
+    def forward(
+        self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], context: AttentionContext, wanted: Tensor | None = None
+    ) -> Tensor:
+        """x [B, T, D] to the same shape, or to [M, D] at `wanted` [M] of the flattened tokens."""
+        attended = self.self_attn(self.input_layernorm(x_BTD), rope, context, wanted)
+        x = (x_BTD if wanted is None else self.ops.take(x_BTD.flatten(0, 1), wanted)) + attended
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
 
 
 class Decoder(nn.Module):
@@ -53,15 +57,16 @@ class Qwen3(CausalModel):
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, ops)
 
-    def hidden_states(self, ids: Tensor, context: AttentionContext) -> Tensor:
+    def hidden_states(self, ids: Tensor, context: AttentionContext, wanted: Tensor | None = None) -> Tensor:
         """See `CausalModel.hidden_states`."""
         x_BTD = self.model.embed_tokens(ids)
         context = context.prepare(self.ops, x_BTD.dtype)
         rope = rope_tables(context.positions, self.config.head_dim, self.config.rope_theta, x_BTD.dtype)
-        for layer in self.model.layers:
+        *earlier, last = self.model.layers
+        for layer in earlier:
             x_BTD = layer(x_BTD, rope, context)
-        normed_BTD: Tensor = self.model.norm(x_BTD)
-        return normed_BTD
+        normed: Tensor = self.model.norm(last(x_BTD, rope, context, wanted))
+        return normed
 
     def project(self, hidden: Tensor) -> Tensor:
         """See `CausalModel.project`."""

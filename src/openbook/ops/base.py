@@ -9,7 +9,7 @@ Shapes: B batch, T query tokens, S key tokens, N query heads, K key-value heads,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -32,10 +32,7 @@ class AttentionMask:
     key_documents: Tensor | None = None  # int64 [B, S]
     window: int | None = None
     is_plain_causal: bool = False  # T == S, positions 0..T-1 in every row, no documents: backends may use a fast path
-    # T == S, and no query sees a key more than reach - 1 columns before its own: a plain number, so that a backend can
-    # cut rows into blocks of fixed shape. None: unknown.
-    reach: int | None = None
-    prepared: Tensor | None = None  # what `Ops.prepare_mask` derived from the fields above; only its backend reads it
+    prepared: Any = None  # what `Ops.prepare_mask` derived from the fields above; only its backend reads it
 
 
 class Ops(Protocol):
@@ -64,8 +61,11 @@ class Ops(Protocol):
     def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: float) -> Tensor:
         """softmax(q k^T * scale, masked) v: q [B, T, N, H], k and v [B, S, K, H] to [B, T, N, H]; K divides N."""
 
-    def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
-        """silu(gate) * up, elementwise (SwiGLU, arXiv 2002.05202)."""
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """silu(gate) * up, elementwise (SwiGLU, arXiv 2002.05202); gate_up [..., 2 D], gate first: [..., D]."""
+
+    def take(self, x: Tensor, rows: Tensor) -> Tensor:
+        """The rows of x [M, D] at int64 [R], each at most once: [R, D]."""
 
     def softmax_cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Sum over rows of -log softmax(logits)[target], float32 scalar.

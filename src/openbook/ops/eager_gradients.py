@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -20,18 +21,28 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos_BT1J - second * sin_BT1J, second * cos_BT1J + first * sin_BT1J), dim=-1)
 
 
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+    """`rotate` (backward if `sign` is -1) without tensors between: each half is written where it belongs."""
+    cos_BT1J, sin_BT1J = cos[:, :, None, :], sin[:, :, None, :]
+    out = torch.empty(x.shape, dtype=x.dtype)
+    (first, second), (first_out, second_out) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
+    torch.mul(first, cos_BT1J, out=first_out).addcmul_(second, sin_BT1J, value=-sign)
+    torch.mul(second, cos_BT1J, out=second_out).addcmul_(first, sin_BT1J, value=sign)
+    return out
+
+
 class Rope(torch.autograd.Function):
     """`rotate`, whose gradient is the rotation back."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return rotate(x, cos, sin)
+        return _rotated(x, cos, sin, 1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return rotate(grads[0], cos, -sin), None, None
+        return _rotated(grads[0], cos, sin, -1), None, None
 
 
 class RMSNorm(torch.autograd.Function):
@@ -53,12 +64,50 @@ class RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         y, inverse, weight = ctx.saved_tensors
         product = grads[0] * y
-        rows = product.reshape(-1, y.shape[-1])
-        dweight = rows.sum(0)
-        # mean(grad * weight * y) as a matrix-vector product, which adds up in float32.
-        mean = (product @ weight).div_(y.shape[-1])[..., None]
-        dx = (grads[0] * weight).sub_(y * mean).mul_(inverse)
+        dweight = product.flatten(0, -2).sum(0)
+        total = product.mul_(weight).sum(-1, keepdim=True, dtype=_wide(y))
+        mean = total.div_(y.shape[-1]).to(y.dtype)
+        # `product` has served; its memory is taken again, as fresh memory costs more than a pass over it.
+        dx = torch.mul(grads[0], weight, out=product).addcmul_(y, mean, value=-1).mul_(inverse)
         return dx, dweight, None
+
+
+class SiLUMul(torch.autograd.Function):
+    """silu(gate) * up (arXiv 2002.05202); both halves of the gradient are written where they belong."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        silu = F.silu(gate)
+        ctx.save_for_backward(gate_up, silu)
+        return silu * up
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        gate_up, silu = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        dgate_up = torch.empty_like(gate_up)
+        dgate, dup = dgate_up.chunk(2, dim=-1)
+        torch.mul(grads[0], silu, out=dup)
+        torch.mul(grads[0], up, out=dgate)
+        torch.ops.aten.silu_backward.grad_input(dgate, gate, grad_input=dgate)
+        return dgate_up
+
+
+class Take(torch.autograd.Function):
+    """Some rows of a matrix, each at most once: their gradient is copied into zeros, not added."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.num_rows = len(x)
+        return x.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        dx = grads[0].new_zeros((ctx.num_rows, *grads[0].shape[1:]))
+        return dx.index_copy_(0, rows, grads[0]), None
 
 
 def _wide(x: Tensor) -> torch.dtype:

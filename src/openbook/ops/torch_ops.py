@@ -12,8 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openbook.ops.base import AttentionMask
-from openbook.ops.block_attention import block_attention, block_bias, suits_blocks
-from openbook.ops.eager_gradients import RMSNorm, Rope, rotate
+from openbook.ops.document_attention import DocumentGroups, document_attention, document_starts
+from openbook.ops.eager_gradients import RMSNorm, Rope, SiLUMul, Take, rotate
+from openbook.ops.row_attention import row_attention
+
+# The fused kernel gains nothing from bfloat16 on a CPU, and plain products run twice as fast; its scores are not kept,
+# so it wins where they are many.
+_LONGEST_ROW = 1024
 
 
 def visible_keys(mask: AttentionMask) -> Tensor:
@@ -61,23 +66,28 @@ class TorchOps:
         return rotate(x, cos, sin)
 
     def prepare_mask(self, mask: AttentionMask, dtype: torch.dtype) -> AttentionMask:
-        """See `Ops.prepare_mask`; `prepared` is added to the scores: [B, 1, T, S], or what `block_bias` gives.
+        """See `Ops.prepare_mask`; `prepared` is what is added to the scores, or the groups that documents form.
 
         Hidden keys get a finite number, not minus infinity: a query that sees no key (padding) gets a mean, not NaN.
         """
         if mask.is_plain_causal and mask.window is None:
             return mask
-        if suits_blocks(mask, dtype):
-            return replace(mask, prepared=block_bias(mask, dtype))
+        is_on_cpu = mask.query_positions.device.type == "cpu"
+        if is_on_cpu and not torch.compiler.is_compiling() and (starts := document_starts(mask)) is not None:
+            return replace(mask, prepared=DocumentGroups(starts, mask.window, dtype))
         bias_BTS = torch.where(visible_keys(mask), 0.0, torch.finfo(dtype).min).to(dtype)
+        if is_on_cpu and dtype == torch.bfloat16 and _has_own_keys(mask) and bias_BTS.shape[2] <= _LONGEST_ROW:
+            return replace(mask, prepared=bias_BTS[:, None, None])
         return replace(mask, prepared=bias_BTS[:, None])
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: float) -> Tensor:
         """See `Ops.attention`."""
         if mask.prepared is None:
             mask = self.prepare_mask(mask, q.dtype)
+        if isinstance(mask.prepared, DocumentGroups):
+            return document_attention(q, k, v, mask.prepared, scale)
         if mask.prepared is not None and mask.prepared.dim() == 5:
-            return block_attention(q, k, v, mask.prepared, scale)
+            return row_attention(q, k, v, mask.prepared, scale)
         out_BNTH = F.scaled_dot_product_attention(
             q.transpose(1, 2),
             k.transpose(1, 2),
@@ -89,9 +99,20 @@ class TorchOps:
         )
         return out_BNTH.transpose(1, 2)
 
-    def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
         """See `Ops.silu_mul`."""
+        if _is_eager_training(gate_up):
+            out: Tensor = SiLUMul.apply(gate_up)  # type: ignore[no-untyped-call]
+            return out
+        gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
+
+    def take(self, x: Tensor, rows: Tensor) -> Tensor:
+        """See `Ops.take`."""
+        if _is_eager_training(x):
+            taken: Tensor = Take.apply(x, rows)  # type: ignore[no-untyped-call]
+            return taken
+        return x.index_select(0, rows)
 
     def softmax_cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         """See `Ops.softmax_cross_entropy`."""
@@ -100,3 +121,8 @@ class TorchOps:
 
 def _is_eager_training(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def _has_own_keys(mask: AttentionMask) -> bool:
+    """Whether this is a pass over whole packed rows, whose keys are its own tokens."""
+    return mask.query_documents is not None and mask.key_positions.shape == mask.query_positions.shape

@@ -16,7 +16,7 @@ from openbook.core.errors import CheckError
 from openbook.core.progress import Progress
 from openbook.data.loader import Batch, ShardLoader
 from openbook.models.base import trained_positions
-from openbook.models.context import PackedContext, round_reach
+from openbook.models.context import PackedContext
 from openbook.train.ledger import Entry, Ledger
 from openbook.train.optim import Optimizer
 from openbook.train.recipe import StageConfig
@@ -55,8 +55,7 @@ def make_loss_function(model: CausalModel, layout: Layout) -> LossFunction:
 
     def eager(ids: Tensor, targets: Tensor, positions: Tensor, documents: Tensor) -> Tensor:
         # What differs from batch to batch may decide what is computed: only a compiled step needs fixed shapes.
-        reach = round_reach(int(positions.max()) + 1)
-        return model.loss(ids, targets, PackedContext(positions, documents, reach), trained_positions(targets))
+        return model.loss(ids, targets, PackedContext(positions, documents), trained_positions(targets))
 
     return torch.compile(compiled, dynamic=False, fullgraph=True) if layout.is_compiled else eager
 

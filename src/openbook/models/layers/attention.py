@@ -28,13 +28,16 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, ops)
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, ops)
 
-    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], context: AttentionContext) -> Tensor:
-        """x [B, T, D], rope tables [B, T, H/2] to [B, T, D]."""
+    def forward(
+        self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], context: AttentionContext, wanted: Tensor | None = None
+    ) -> Tensor:
+        """x [B, T, D], rope tables [B, T, H/2] to [B, T, D], or [M, D] at `wanted` [M] of the flattened tokens."""
         B, T, _ = x_BTD.shape
         qkv = self.qkv_proj(x_BTD).view(B, T, -1, self.head_dim)
         q_BTNH, k_BTKH, v_BTKH = torch.split(qkv, self.splits, dim=2)
         q_BTNH = self.ops.rope(self.q_norm(q_BTNH), *rope)
         k_BTKH = self.ops.rope(self.k_norm(k_BTKH), *rope)
         out_BTNH = context.attend(self.ops, self.layer, q_BTNH, k_BTKH, v_BTKH, self.head_dim**-0.5)
-        out_BTD: Tensor = self.o_proj(out_BTNH.reshape(B, T, -1))
-        return out_BTD
+        out_BTD = out_BTNH.reshape(B, T, -1)
+        out: Tensor = self.o_proj(out_BTD if wanted is None else self.ops.take(out_BTD.flatten(0, 1), wanted))
+        return out

@@ -19,7 +19,6 @@ class SwiGLU(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, ops)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, T, hidden_size] to the same shape."""
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        out: Tensor = self.down_proj(self.ops.silu_mul(gate, up))
+        """x [..., hidden_size] to the same shape."""
+        out: Tensor = self.down_proj(self.ops.silu_mul(self.gate_up_proj(x)))
         return out
