@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from openbook.checkpoint.folder import load_model, save_model
 from openbook.checkpoint.key_map import to_hf
@@ -15,8 +16,6 @@ from openbook.models.config import ModelConfig
 from openbook.models.context import CachedContext, DenseContext, PackedContext
 from openbook.models.registry import build_model, config_to_hf
 from openbook.ops.torch_ops import TorchOps
-
-transformers = pytest.importorskip("transformers")
 
 BASE = ModelConfig(
     vocab_size=61,

@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 import re
 
-import pytest
+import yaml
 
 from openbook.release.card import details, render_card
 from openbook.release.facts import ReleaseFacts
-
-yaml = pytest.importorskip("yaml")
 
 
 def front_matter(card: str) -> dict[str, object]:
