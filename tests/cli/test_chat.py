@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -147,11 +149,35 @@ def test_json_prints_the_conversation_at_the_end(
     }
 
 
-class Terminal:
-    """A process on a pseudo-terminal."""
+def test_ctrl_c_before_an_answer_has_begun_stops_it(
+    echo: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stream_with = Model.stream_with
 
-    def __init__(self, arguments: list[str], environment: dict[str, str]) -> None:
+    def interrupted(self: Model, prompt: Prompt, effort: Effort, params: SamplingParams) -> AnswerStream:
+        monkeypatch.setattr(Model, "stream_with", stream_with)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Model, "stream_with", interrupted)
+    assert chat(["a", "b"], monkeypatch, capsys) == ("[b]\n", "(stopped)\nhm\n")
+
+
+class Terminal:
+    """A process on a pseudo-terminal.
+
+    Args:
+        arguments: its command line.
+        environment: its environment variables.
+        sigint: what it finds done about Ctrl-C; a process inherits it, so that of the tests must not show through.
+    """
+
+    def __init__(self, arguments: list[str], environment: dict[str, str], sigint: signal.Handlers) -> None:
         self._master, slave = pty.openpty()
+
+        def become_a_terminal_process() -> None:
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # Ctrl-C reaches a process only on its controlling terminal
+            signal.signal(signal.SIGINT, sigint)
+
         self.process = subprocess.Popen(
             arguments,
             stdin=slave,
@@ -159,8 +185,7 @@ class Terminal:
             stderr=slave,
             env=environment,
             start_new_session=True,
-            # Ctrl-C reaches the process only if the terminal is its controlling one.
-            preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+            preexec_fn=become_a_terminal_process,
         )
         os.close(slave)
         self.seen = ""
@@ -189,10 +214,11 @@ class Terminal:
         os.close(self._master)
 
 
-@pytest.fixture
-def terminal(tiny_folder: Path, tmp_path: Path) -> Iterator[Terminal]:
+@pytest.fixture(params=[signal.SIG_DFL, signal.SIG_IGN], ids=["foreground", "background"])
+def terminal(tiny_folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Terminal]:
+    """A slow chat, as a shell starts it, and as one without job control starts what stands behind a `&`."""
     environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "TERM": "xterm", "OMP_NUM_THREADS": "1"}
-    terminal = Terminal([sys.executable, "-c", SLOW_CHAT, "chat", str(tiny_folder)], environment)
+    terminal = Terminal([sys.executable, "-c", SLOW_CHAT, "chat", str(tiny_folder)], environment, request.param)
     yield terminal
     terminal.close()
 
@@ -201,6 +227,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(terminal: Terminal, tmp_pat
     terminal.wait_for("> ")
     terminal.type("Hello\n")
     terminal.wait_for("Hello")
+    terminal.wait_for("\n")  # readline has the line
     time.sleep(0.5)  # a few tokens of more than a hundred
     terminal.type("\x03")
     terminal.wait_for("(stopped)", timeout_s=30.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -41,6 +42,23 @@ PROMPT = "> "
 MAX_HISTORY_LINES = 1000
 
 
+@contextlib.contextmanager
+def _ctrl_c_interrupts() -> Iterator[None]:
+    """On a terminal Ctrl-C raises KeyboardInterrupt, whatever started the chat.
+
+    A shell without job control (a script, CI) starts what it puts behind with `&` with SIGINT ignored. Every process
+    below inherits that, and Python then installs no handler: the terminal would echo ^C and the answer go on.
+    """
+    if not sys.stdin.isatty() or signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 @click.command("chat", short_help="Talk to a model in the terminal.")
 @model_argument(default="nano")
 @effort_option()
@@ -51,6 +69,7 @@ MAX_HISTORY_LINES = 1000
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @dtype_option
 @json_option
+@_ctrl_c_interrupts()
 def command(
     model: str,
     effort: Effort,
@@ -170,15 +189,17 @@ def introduction(model: Model) -> str:
 def talk(conversation: Conversation) -> None:
     """Read lines until the end of the input or /quit."""
     while not conversation.is_over:
+        notice = "\n(Ctrl-D or /quit leaves)"
         try:
             line = _read_line()
             if line is None:
                 return
+            notice = "(stopped)"  # an answer that has not begun: the first question takes a moment of preparation
             conversation.handle(line)
         except UserError as error:
             _say(f"openbook: {error}")
         except KeyboardInterrupt:
-            _say("\n(Ctrl-D or /quit leaves)")
+            _say(notice)
 
 
 def _read_line() -> str | None:
