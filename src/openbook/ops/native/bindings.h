@@ -23,5 +23,8 @@ using ConstFloats4 = Array<const float, 4>;
 
 // One for each bind_*.cpp; called by module.cpp.
 void bind_norm(nb::module_& m);
+void bind_elementwise(nb::module_& m);
+void bind_softmax(nb::module_& m);
+void bind_optim(nb::module_& m);
 
 }  // namespace openbook

@@ -26,4 +26,7 @@ NB_MODULE(_native, m) {
   m.def("num_threads", &num_threads, "Threads in use.");
   m.def("set_num_threads", &set_num_threads, nb::arg("count"), "Use 1 to 256 threads; ValueError otherwise.");
   bind_norm(m);
+  bind_elementwise(m);
+  bind_softmax(m);
+  bind_optim(m);
 }

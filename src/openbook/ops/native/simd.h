@@ -10,7 +10,13 @@
 #include <cstring>
 
 #if defined(__x86_64__)
+// GCC 12 takes the registers that AVX-512 intrinsics leave undefined on purpose for a mistake (its bug 105593).
+#pragma GCC diagnostic push
+#ifndef __clang__
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #elif defined(__aarch64__)
 #include <arm_neon.h>
 #endif
