@@ -116,9 +116,8 @@ class _Graph:
         # Q4_0's own codes: the largest of a group is -8 times its scale.
         scale = groups.gather(-1, groups.abs().argmax(-1, keepdim=True)) / -8
         whole = (groups / scale.where(scale != 0, 1)).round().clamp(-8, 7).to(torch.int8)
-        packed = (whole[..., ::2] & 15) | (whole[..., 1::2] << 4)
-        tensor = ov.Tensor(packed.numpy().view(np.uint8), list(whole.shape), ov.Type.i4)
-        expanded = op.multiply(op.convert(ov.op.Constant(tensor), "f16"), op.constant(scale.half().numpy()))
+        codes = op.constant(whole.numpy(), dtype=ov.Type.i4)
+        expanded = op.multiply(op.convert(codes, "f16"), op.constant(scale.half().numpy()))
         return op.convert(op.reshape(expanded, np.array(values.shape), False), "f32")
 
     def linear(self, x: Any, name: str) -> Any:
