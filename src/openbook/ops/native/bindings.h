@@ -26,5 +26,6 @@ void bind_norm(nb::module_& m);
 void bind_elementwise(nb::module_& m);
 void bind_softmax(nb::module_& m);
 void bind_optim(nb::module_& m);
+void bind_gemm(nb::module_& m);
 
 }  // namespace openbook

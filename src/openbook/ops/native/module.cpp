@@ -29,4 +29,5 @@ NB_MODULE(_native, m) {
   bind_elementwise(m);
   bind_softmax(m);
   bind_optim(m);
+  bind_gemm(m);
 }

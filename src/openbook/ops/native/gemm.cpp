@@ -1,0 +1,207 @@
+#include "gemm.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "scratch.h"
+#include "thread_pool.h"
+
+namespace openbook {
+namespace {
+
+// k is cut into pieces of this length, so that a piece of a row block stays in the second-level cache.
+constexpr std::int64_t kDepth = 512;
+// Row tiles that one task packs and multiplies at a time.
+constexpr std::int64_t kTilesOfBlock = 6;
+// A packed B is at most this large; of a wider one as many columns are packed at a time.
+constexpr std::int64_t kPackedBytes = std::int64_t{16} << 20;
+// With fewer multiply-adds than this, waking threads costs more than it gives.
+constexpr std::int64_t kSerialWork = 64 * 1024;
+// `pack` writes so many floats past what it packs.
+constexpr std::int64_t kSlack = 16;
+
+float* float_scratch(Scratch use, std::int64_t count) {
+  return static_cast<float*>(scratch(use, static_cast<std::size_t>(count + kSlack) * sizeof(float)));
+}
+
+std::int64_t element_bytes(Element element) { return element == Element::f32 ? 4 : 2; }
+
+const void* advance(const void* data, Element element, std::int64_t count) {
+  return static_cast<const char*>(data) + element_bytes(element) * count;
+}
+
+// Everything about a product but A and B.
+struct Output {
+  float* c;
+  std::int64_t stride;
+  bool accumulate;
+  const float* bias;
+};
+
+void pack_rows(const GemmKernels& kernels, Strided a, std::int64_t rows, std::int64_t depth, float* to) {
+  const std::int64_t num_panels = num_row_panels(rows, kernels.tile_rows);
+  for (std::int64_t i = 0; i < num_panels; ++i) {
+    const std::int64_t begin = i * rows / num_panels, width = (i + 1) * rows / num_panels - begin;
+    kernels.pack(a.data + begin * a.row_stride, a.row_stride, a.column_stride, width, width, depth, to + begin * depth);
+  }
+}
+
+// Some rows of A times a packed B.
+void multiply_rows(const GemmKernels& kernels, Strided a, std::int64_t rows, const PackedWeight& b, const Output& out) {
+  for (std::int64_t k = 0; k < b.k || k == 0; k += kDepth) {
+    const std::int64_t depth = std::min(kDepth, b.k - k);
+    const float* from = a.data + k * a.column_stride;
+    const bool is_packed = rows == 1 && a.column_stride == 1;
+    if (!is_packed) {
+      float* packed = float_scratch(Scratch::rows, rows * depth);
+      pack_rows(kernels, {from, a.row_stride, a.column_stride}, rows, depth, packed);
+      from = packed;
+    }
+    kernels.multiply({.a = from,
+                      .rows = rows,
+                      .b = advance(b.data, b.element, k * kPanelColumns),
+                      .element = b.element,
+                      .panel_stride = b.k * kPanelColumns,
+                      .columns = b.n,
+                      .depth = depth,
+                      .c = out.c,
+                      .c_stride = out.stride,
+                      .accumulate = out.accumulate || k > 0,
+                      .bias = k + depth == b.k ? out.bias : nullptr});
+  }
+}
+
+PackedWeight panels(const PackedWeight& b, std::int64_t begin, std::int64_t end) {
+  const std::int64_t column = begin * kPanelColumns;
+  return {advance(b.data, b.element, column * b.k), std::min(b.n, end * kPanelColumns) - column, b.k, b.element};
+}
+
+Output columns_from(const Output& out, std::int64_t column) {
+  return {out.c + column, out.stride, out.accumulate, out.bias == nullptr ? nullptr : out.bias + column};
+}
+
+// How a product is cut: row blocks times column chunks, each a task.
+struct Cut {
+  std::int64_t blocks;
+  std::int64_t chunks;
+};
+
+Cut cut(std::int64_t row_tiles, std::int64_t column_panels, std::int64_t threads) {
+  std::int64_t blocks = (row_tiles + kTilesOfBlock - 1) / kTilesOfBlock;
+  if (threads == 1) return {blocks, 1};
+  // A multiple of the threads, and some tasks for each, as no two threads are equally fast.
+  const std::int64_t wanted = 4 * threads;
+  blocks = std::min(row_tiles, std::max(wanted, (blocks + threads - 1) / threads * threads));
+  return {blocks, std::min(column_panels, std::max(std::int64_t{1}, wanted / blocks))};
+}
+
+// All of A times a packed B, over the pool.
+void multiply_packed(const GemmKernels& kernels, Strided a, std::int64_t m, const PackedWeight& b, const Output& out) {
+  const std::int64_t row_tiles = num_row_panels(m, kernels.tile_rows), num_panels = b.num_panels();
+  const Cut tasks = cut(row_tiles, num_panels, m * b.n * b.k < kSerialWork ? 1 : num_threads());
+  parallel_for(tasks.blocks * tasks.chunks, [&](std::int64_t task) {
+    const std::int64_t block = task / tasks.chunks, chunk = task % tasks.chunks;
+    const std::int64_t begin = block * m / tasks.blocks, end = (block + 1) * m / tasks.blocks;
+    const std::int64_t first = chunk * num_panels / tasks.chunks, last = (chunk + 1) * num_panels / tasks.chunks;
+    Output part = columns_from(out, first * kPanelColumns);
+    part.c += begin * out.stride;
+    multiply_rows(kernels, {a.data + begin * a.row_stride, a.row_stride, a.column_stride}, end - begin,
+                  panels(b, first, last), part);
+  });
+}
+
+void pack_columns(const GemmKernels& kernels, Strided b, std::int64_t n, std::int64_t k, std::int64_t panel, float* to) {
+  const std::int64_t column = panel * kPanelColumns;
+  kernels.pack(b.data + column * b.column_stride, b.column_stride, b.row_stride, std::min(kPanelColumns, n - column),
+               kPanelColumns, k, to + column * k);
+}
+
+}  // namespace
+
+void gemm(std::int64_t m, std::int64_t n, std::int64_t k, Strided a, Strided b, float* c, std::int64_t c_stride,
+          bool accumulate, const float* bias) {
+  if (m <= 0 || n <= 0) return;
+  const GemmKernels& kernels = gemm_kernels();
+  const std::int64_t width = std::max(std::int64_t{1}, kPackedBytes / (std::max(k, std::int64_t{1}) * kPanelColumns * 4)) * kPanelColumns;
+  for (std::int64_t column = 0; column < n; column += width) {
+    const std::int64_t columns = std::min(width, n - column);
+    PackedWeight packed{nullptr, columns, k, Element::f32};
+    float* to = float_scratch(Scratch::shared, packed.num_panels() * kPanelColumns * k);
+    packed.data = to;
+    const Strided part{b.data + column * b.column_stride, b.row_stride, b.column_stride};
+    parallel_ranges(packed.num_panels(), std::max(std::int64_t{1}, kSerialWork / 4 / std::max(k * kPanelColumns, std::int64_t{1})),
+                    [&](std::int64_t begin, std::int64_t end) {
+                      for (std::int64_t panel = begin; panel < end; ++panel) pack_columns(kernels, part, columns, k, panel, to);
+                    });
+    multiply_packed(kernels, a, m, packed, columns_from({c, c_stride, accumulate, bias}, column));
+  }
+}
+
+void gemm_serial(std::int64_t m, std::int64_t n, std::int64_t k, Strided a, Strided b, float* c, std::int64_t c_stride,
+                 bool accumulate, const float* bias) {
+  if (m <= 0 || n <= 0) return;
+  const GemmKernels& kernels = gemm_kernels();
+  const std::int64_t rows = kTilesOfBlock * kernels.tile_rows;
+  // B a piece of k at a time and a few panels of it.
+  constexpr std::int64_t width = 8 * kPanelColumns;
+  for (std::int64_t column = 0; column < n; column += width) {
+    const std::int64_t columns = std::min(width, n - column);
+    for (std::int64_t from = 0; from < k || from == 0; from += kDepth) {
+      const std::int64_t depth = std::min(kDepth, k - from);
+      PackedWeight packed{nullptr, columns, depth, Element::f32};
+      float* to = float_scratch(Scratch::columns, packed.num_panels() * kPanelColumns * depth);
+      packed.data = to;
+      const Strided part{b.data + from * b.row_stride + column * b.column_stride, b.row_stride, b.column_stride};
+      for (std::int64_t panel = 0; panel < packed.num_panels(); ++panel) pack_columns(kernels, part, columns, depth, panel, to);
+      const Output out = columns_from({c, c_stride, accumulate || from > 0, from + depth == k ? bias : nullptr}, column);
+      for (std::int64_t row = 0; row < m; row += rows) {
+        multiply_rows(kernels, {a.data + row * a.row_stride + from * a.column_stride, a.row_stride, a.column_stride},
+                      std::min(rows, m - row), packed, {out.c + row * c_stride, c_stride, out.accumulate, out.bias});
+      }
+    }
+  }
+}
+
+std::size_t packed_bytes(std::int64_t n, std::int64_t k, Element element) {
+  return static_cast<std::size_t>((n + kPanelColumns - 1) / kPanelColumns * kPanelColumns * k * element_bytes(element));
+}
+
+void pack_weight(const void* weight, std::int64_t n, std::int64_t k, Element element, void* to) {
+  const std::int64_t num_panels = (n + kPanelColumns - 1) / kPanelColumns;
+  const GemmKernels& kernels = gemm_kernels();
+  parallel_ranges(num_panels, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t panel = begin; panel < end; ++panel) {
+      const std::int64_t row = panel * kPanelColumns, rows = std::min(kPanelColumns, n - row);
+      if (element == Element::f32) {
+        const float* from = static_cast<const float*>(weight) + row * k;
+        kernels.pack(from, k, 1, rows, kPanelColumns, k, static_cast<float*>(to) + row * k);
+        continue;
+      }
+      const auto* from = static_cast<const std::uint16_t*>(weight) + row * k;
+      auto* into = static_cast<std::uint16_t*>(to) + row * k;
+      if (rows < kPanelColumns) std::memset(into, 0, static_cast<std::size_t>(kPanelColumns * k) * 2);
+      for (std::int64_t j = 0; j < rows; ++j) {
+        for (std::int64_t i = 0; i < k; ++i) into[i * kPanelColumns + j] = from[j * k + i];
+      }
+    }
+  });
+}
+
+void packed_linear(const PackedWeight& weight, const float* x, std::int64_t x_stride, std::int64_t m, const float* bias,
+                   float* out, std::int64_t out_stride) {
+  if (m <= 0 || weight.n <= 0) return;
+  multiply_packed(gemm_kernels(), {x, x_stride, 1}, m, weight, {out, out_stride, false, bias});
+}
+
+void packed_linear_range(const PackedWeight& weight, std::int64_t begin, std::int64_t end, const float* x,
+                         std::int64_t x_stride, std::int64_t m, const float* bias, float* out, std::int64_t out_stride) {
+  const GemmKernels& kernels = gemm_kernels();
+  const std::int64_t rows = kTilesOfBlock * kernels.tile_rows;
+  const Output part = columns_from({out, out_stride, false, bias}, begin * kPanelColumns);
+  for (std::int64_t row = 0; row < m; row += rows) {
+    multiply_rows(kernels, {x + row * x_stride, x_stride, 1}, std::min(rows, m - row), panels(weight, begin, end),
+                  {part.c + row * out_stride, out_stride, false, part.bias});
+  }
+}
+
+}  // namespace openbook

@@ -1,0 +1,20 @@
+// Memory that a thread keeps for packed panels, so that a product allocates nothing.
+#pragma once
+
+#include <cstddef>
+
+namespace openbook {
+
+// Uses of one thread that may be needed at the same time.
+enum class Scratch { rows, columns, shared };
+constexpr int kNumScratches = 3;
+
+// At least `bytes` of the calling thread's memory for `use`, aligned to 64 bytes; its content is lost when a later call for
+// the same use asks for more. Throws std::bad_alloc.
+void* scratch(Scratch use, std::size_t bytes);
+
+// Memory in huge pages where the system has them; release with `free_pages`. Throws std::bad_alloc.
+void* allocate_pages(std::size_t bytes);
+void free_pages(void* memory);
+
+}  // namespace openbook
