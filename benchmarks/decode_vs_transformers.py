@@ -98,7 +98,7 @@ Decode = Callable[[np.ndarray, int], list[list[int]]]
 def make_folder(values: dict[str, Any], folder: Path) -> None:
     """A model of random bfloat16 weights."""
     model = build_model(config_from_hf(values, "the benchmark's shape"), TorchOps())
-    init_weights(model, torch.Generator().manual_seed(1))
+    init_weights(model, 1)
     save_model(model.to(torch.bfloat16), folder)
 
 

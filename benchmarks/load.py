@@ -73,7 +73,7 @@ def make_folder(folder: Path) -> None:
     from openbook.ops.torch_ops import TorchOps
 
     model = build_model(config_from_hf(SHAPE, "the benchmark"), TorchOps()).to(torch.bfloat16)
-    init_weights(model, torch.Generator().manual_seed(0))
+    init_weights(model, 0)
     save_model(model, folder)
     for name in ("tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(locate("nano") / name, folder / name)

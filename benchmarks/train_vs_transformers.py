@@ -115,7 +115,7 @@ def padded_batches(corpus: Corpus, batch_size: int) -> Iterator[tuple[dict[str, 
 def our_step(config: DecoderConfig, dtype: torch.dtype, is_compiled: bool, corpus: Corpus) -> Step:
     """Openbook: the step of a build, on packed rows."""
     model = build_model(config, TorchOps())
-    init_weights(model, torch.Generator().manual_seed(1))
+    init_weights(model, 1)
     model.to(dtype)
     optimizer = Optimizer(model.named_parameters(), OptimizerConfig(kind="adamw"))
     layout = Layout(device="cpu", threads=torch.get_num_threads(), is_compiled=is_compiled)

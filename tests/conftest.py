@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from openbook.checkpoint.folder import save_model
@@ -55,7 +54,7 @@ def tiny_folder(tiny_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFact
         initializer_range=0.3,  # wide, so that greedy decoding does not repeat one token
     )
     model = build_model(config, TorchOps())
-    init_weights(model, torch.Generator().manual_seed(1))
+    init_weights(model, 1)
     save_model(model, folder)
     Chat(tiny_tokenizer, default_template()).save(folder)
     (folder / "provenance").mkdir()

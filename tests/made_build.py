@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from openbook.checkpoint.folder import save_model
 from openbook.core.files import write_json
@@ -82,7 +81,7 @@ def make_build(folder: Path, tokenizer: Tokenizer) -> Path:
             folder / "data" / stage.name, stage.name, stage.mixture, stage.documents, recipe.seed, chat, recipe.data, 1
         )
     model = build_model(recipe.model_config(tokenizer.vocab_size), TorchOps())
-    init_weights(model, torch.Generator().manual_seed(3))
+    init_weights(model, 3)
     save_model(model, folder / "model")
     _write_ledger(folder / "trace.jsonl", recipe)
     _write_evaluation(folder / "evals" / "easy-medium", recipe)

@@ -9,7 +9,6 @@ import numpy as np
 import PIL.Image
 import pytest
 import tokenizers
-import torch
 
 from openbook.checkpoint.folder import save_model
 from openbook.models.base import init_weights
@@ -72,7 +71,7 @@ def seer_folder(tiny_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFact
         ),
         TorchOps(),
     )
-    init_weights(model, torch.Generator().manual_seed(2))
+    init_weights(model, 2)
     save_model(model, folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
     return folder

@@ -35,7 +35,7 @@ CONFIG = DecoderConfig(
 
 def make_model() -> CausalModel:
     model = build_model(CONFIG, TorchOps())
-    init_weights(model, torch.Generator().manual_seed(0))
+    init_weights(model, 0)
     return model
 
 

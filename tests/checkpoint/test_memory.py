@@ -48,7 +48,7 @@ CONFIG = DecoderConfig(
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = build_model(CONFIG, TorchOps())
-    init_weights(model, torch.Generator().manual_seed(0))
+    init_weights(model, 0)
     path = tmp_path_factory.mktemp("memory") / "model"
     save_model(model, path)
     return path
@@ -86,7 +86,7 @@ def test_what_is_not_loaded_is_not_counted(tmp_path: Path) -> None:
 def test_the_cache_is_counted_as_it_grows(num_tokens: int) -> None:
     """What the engine allocates is ours plus one spare slot a layer, and room to grow by half in full layers."""
     model = build_model(CONFIG, TorchOps())
-    init_weights(model, torch.Generator().manual_seed(0))
+    init_weights(model, 0)
     context = CachedContext(CONFIG, 2, num_tokens, torch.float32, "cpu")
     context.append([num_tokens, num_tokens])
     with torch.inference_mode():

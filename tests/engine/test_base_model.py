@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 import openbook
 from openbook.checkpoint.folder import save_model
@@ -35,7 +34,7 @@ def folder(tiny_folder: Path, tmp_path: Path) -> Path:
         max_position_embeddings=64,
     )
     model = build_model(config, TorchOps())
-    init_weights(model, torch.Generator().manual_seed(1))
+    init_weights(model, 1)
     save_model(model, tmp_path)
     return tmp_path
 

@@ -63,7 +63,7 @@ PUBLISHED: dict[str, Any] = {
 
 def make_model(config: GPT2Config = GPT2_CONFIG) -> CausalModel:
     model = build_model(config, TorchOps())
-    init_weights(model, torch.Generator().manual_seed(0))
+    init_weights(model, 0)
     return model
 
 

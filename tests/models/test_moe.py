@@ -44,7 +44,7 @@ CONFIG = Qwen3MoeConfig(**SIZES)
 
 def make_model(config: Qwen3MoeConfig = CONFIG) -> CausalModel:
     model = build_model(config, OPS)
-    init_weights(model, torch.Generator().manual_seed(0))
+    init_weights(model, 0)
     return model
 
 

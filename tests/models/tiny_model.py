@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from openbook.models.base import CausalModel, init_weights
 from openbook.models.config import DecoderConfig
 from openbook.models.registry import build_model
@@ -24,5 +22,5 @@ CONFIG = DecoderConfig(
 
 def make_model(seed: int = 0) -> CausalModel:
     model = build_model(CONFIG, TorchOps())
-    init_weights(model, torch.Generator().manual_seed(seed))
+    init_weights(model, seed)
     return model

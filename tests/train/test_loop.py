@@ -98,7 +98,7 @@ def _stage(**changes: Any) -> StageConfig:
 
 def _model(dtype: torch.dtype = torch.float32) -> CausalModel:
     model = build_model(DecoderConfig(vocab_size=VOCAB, **MODEL), TorchOps())  # type: ignore[arg-type]
-    init_weights(model, torch.Generator().manual_seed(5))
+    init_weights(model, 5)
     return model.to(dtype)
 
 
@@ -237,7 +237,7 @@ def test_compiled_training_is_eager_training(data: Path, tmp_path: Path) -> None
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # from inside of inductor
 def test_a_compiled_loss_takes_any_number_of_trained_positions() -> None:
     model = build_model(DecoderConfig(vocab_size=VOCAB, **MODEL), TorchOps())
-    init_weights(model, torch.Generator().manual_seed(1))
+    init_weights(model, 1)
     compiled = make_loss_function(model, Layout(device="cpu", threads=1, is_compiled=True))
     eager = make_loss_function(model, EAGER)
     ids = torch.arange(40).view(2, 20)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from openbook.core.draws import draw_normal
 from openbook.core.errors import UserError
+from openbook.core.seeding import derive_seed
 from openbook.models.config import ModelConfig
 from openbook.models.context import AttentionContext
 from openbook.models.layers.vision import Grid
@@ -93,18 +96,18 @@ def trained_positions(targets: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def init_weights(model: CausalModel, generator: torch.Generator) -> None:
+def init_weights(model: CausalModel, seed: int) -> None:
     """Fill all parameters: matrices from a normal of their `initial_deviation`, norms with 1, biases and buffers
     with 0.
 
-    The numbers are drawn in float32 on the CPU in the order of `named_parameters`, so they depend on nothing but the
-    generator's state and the configuration.
+    Each matrix has draws of its own, from the seed and its name, in float64, rounded to float32 once: they depend on
+    nothing but the seed, the name and the shape, and are the same bits on every machine (`draw_normal`).
     """
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1 or name.endswith("bias"):
             parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
         else:
-            drawn = torch.empty(parameter.shape, dtype=torch.float32)
-            parameter.copy_(drawn.normal_(0.0, model.initial_deviation(name), generator=generator))
+            drawn = draw_normal(derive_seed(seed, name), parameter.numel()) * model.initial_deviation(name)
+            parameter.copy_(torch.from_numpy(drawn.astype(np.float32)).view(parameter.shape))
     for buffer in model.buffers():
         buffer.zero_()

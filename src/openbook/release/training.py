@@ -48,7 +48,7 @@ def run_stage(
     torch.manual_seed(derive_seed(recipe.seed, stage.name, "random state"))
     config = recipe.model_config(Chat.load(tokenizer).tokenizer.vocab_size)
     model = build_model(config, TorchOps())
-    init_weights(model, torch.Generator().manual_seed(derive_seed(recipe.seed, "weights")))
+    init_weights(model, derive_seed(recipe.seed, "weights"))
     # The masters start from the float32 draw, not from its rounded image.
     initial = {name: p.detach().clone() for name, p in model.named_parameters()}
     model.to(device=layout.device, dtype=_DTYPES[recipe.precision])
