@@ -1,0 +1,141 @@
+"""A runner that computes whole steps in the native core: dense decoders on a CPU, in the exact profile, without torch.
+
+The models in `openbook.models` through `ExactOps` are its specification: both give the same bits, whatever shares a
+batch, however a prompt is cut into chunks, and with any number of threads.
+
+Shapes: B sequences, T tokens of a row, M tokens of a step, R rows whose logits are wanted, V vocab_size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openbook.core.errors import UserError
+from openbook.tokenizer.images import ImagePatches
+
+if TYPE_CHECKING:
+    from openbook.models.config import ModelConfig
+    from openbook.ops._native import Decoder
+
+# Tokens of a page of the key-value cache, as in the native core.
+BLOCK_TOKENS = 16
+# Tokens of one step at most: enough for products to run at full speed, few enough for what is between them to stay in
+# the caches.
+STEP_TOKENS = 512
+
+
+class NativeRunner:
+    """Wraps a native decoder whose weights are set.
+
+    Args:
+        config: the model's shape.
+        decoder: computes the steps.
+        rope: cos and sin of positions 0 to n - 1 for a number n, each float32 [n, rope_dim / 2]; of a model without
+            rotation, with no columns.
+    """
+
+    def __init__(self, config: ModelConfig, decoder: Decoder, rope: RopeTables) -> None:
+        self._config, self.decoder, self.rope = config, decoder, rope
+
+    @property
+    def max_model_len(self) -> int:
+        """See `Runner.max_model_len`."""
+        return self._config.max_position_embeddings
+
+    @property
+    def vocab_size(self) -> int:
+        """See `Runner.vocab_size`."""
+        return self._config.vocab_size
+
+    def start(self, num_sequences: int, num_tokens: int) -> NativeBatch:
+        """See `Runner.start`."""
+        return NativeBatch(self, self._config, num_sequences, num_tokens)
+
+    def logits(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """See `Runner.logits`."""
+        num_sequences, num_tokens = token_ids.shape
+        batch = self.start(num_sequences, num_tokens)
+        counts = np.full(num_sequences, num_tokens, dtype=np.int64)
+        return batch.append(token_ids, counts, is_every_wanted=True).reshape(num_sequences, num_tokens, -1)
+
+
+class NativeBatch:
+    """Sequences that advance together; see `RunnerBatch`. Pages take memory when they are first written."""
+
+    def __init__(self, runner: NativeRunner, config: ModelConfig, num_sequences: int, num_tokens: int) -> None:
+        self._runner, self._vocab_size = runner, config.vocab_size
+        num_pages = -(-num_tokens // BLOCK_TOKENS)
+        K, H = config.num_key_value_heads, config.head_dim
+        shape = (config.num_hidden_layers, num_sequences * num_pages, K)
+        self._keys = np.zeros((*shape, H, BLOCK_TOKENS), dtype=np.float32)
+        self._values = np.zeros((*shape, BLOCK_TOKENS, H), dtype=np.float32)
+        self._block_tables = np.arange(num_sequences * num_pages, dtype=np.int32).reshape(num_sequences, num_pages)
+        self._lengths = np.zeros(num_sequences, dtype=np.int64)
+        self._cosines, self._sines = runner.rope(num_tokens)
+
+    def place_images(self, prompts: Sequence[Sequence[int]], images: Sequence[Sequence[ImagePatches]]) -> None:
+        """See `RunnerBatch.place_images`."""
+        raise UserError("this model reads no images: send text only")
+
+    def forward(self, token_ids: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.float32]:
+        """See `RunnerBatch.forward`."""
+        return self.append(token_ids, counts)
+
+    def keep(self, rows: NDArray[np.int64]) -> None:
+        """See `RunnerBatch.keep`."""
+        self._block_tables, self._lengths = self._block_tables[rows], self._lengths[rows]
+
+    def append(
+        self, token_ids: NDArray[np.int64], counts: NDArray[np.int64], *, is_every_wanted: bool = False
+    ) -> NDArray[np.float32]:
+        """`forward`, or with the logits after every real token, [sum of counts, V], sequence after sequence."""
+        num_rows = len(counts)
+        sequences = np.repeat(np.arange(num_rows, dtype=np.int32), counts)
+        ends = np.cumsum(counts)
+        columns = np.arange(len(sequences)) - np.repeat(ends - counts, counts)
+        ids = np.ascontiguousarray(token_ids[sequences, columns], dtype=np.int32)
+        positions = (self._lengths[sequences] + columns).astype(np.int32)
+        is_wanted = np.zeros(len(sequences), dtype=bool)
+        is_wanted[slice(None) if is_every_wanted else ends - 1] = True
+        logits = np.empty((int(is_wanted.sum()), self._vocab_size), dtype=np.float32)
+        done = 0
+        for start in range(0, len(sequences), STEP_TOKENS):
+            part = slice(start, start + STEP_TOKENS)
+            wanted = np.flatnonzero(is_wanted[part]).astype(np.int32)
+            self._runner.decoder.step(
+                ids[part],
+                positions[part],
+                sequences[part],
+                self._block_tables,
+                self._keys,
+                self._values,
+                self._cosines,
+                self._sines,
+                wanted,
+                logits[done : done + len(wanted)],
+            )
+            done += len(wanted)
+        self._lengths = self._lengths + counts
+        return logits
+
+
+class RopeTables:
+    """cos and sin by position, computed as far as they were asked for.
+
+    Args:
+        frequencies: float32 [rope_dim / 2], of each pair of features; empty for a model without rotation.
+        factor: on cos and sin.
+    """
+
+    def __init__(self, frequencies: NDArray[np.float32], factor: float) -> None:
+        self._frequencies, self._factor = frequencies, factor
+        empty = np.zeros((0, len(frequencies)), dtype=np.float32)
+        self._tables = (empty, empty)
+
+    def __call__(self, num_positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The tables of positions 0 to `num_positions` - 1 or more, each float32 [positions, rope_dim / 2]."""
+        raise NotImplementedError

@@ -1,0 +1,125 @@
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <string>
+
+#include "bindings.h"
+#include "decoder.h"
+
+namespace openbook {
+namespace {
+
+using Ints = Array<const std::int32_t, 1>;
+
+std::int64_t extent(std::size_t size) { return static_cast<std::int64_t>(size); }
+
+void require(bool is_right, const char* message) {
+  if (!is_right) throw nb::value_error(message);
+}
+
+void require_indices(const Ints& indices, std::int64_t limit, const std::string& what) {
+  for (std::size_t i = 0; i < indices.shape(0); ++i) {
+    const std::int32_t index = indices.data()[i];
+    if (index < 0 || index >= limit) {
+      throw nb::index_error(
+          (what + " " + std::to_string(index) + " is not from 0 to " + std::to_string(limit - 1)).c_str());
+    }
+  }
+}
+
+void step(Decoder& decoder, Ints token_ids, Ints positions, Ints sequences, Array<const std::int32_t, 2> block_tables,
+          Array<float, 5> keys, Array<float, 5> values, ConstFloats2 cosines, ConstFloats2 sines, Ints wanted,
+          Floats2 logits) {
+  const DecoderShape& s = decoder.shape();
+  const std::int64_t M = extent(token_ids.shape(0)), num_blocks = extent(keys.shape(1));
+  const std::int64_t table_width = extent(block_tables.shape(1));
+  require(M > 0 && extent(positions.shape(0)) == M && extent(sequences.shape(0)) == M,
+          "step: expected token_ids, positions and sequences of the same length M, from 1");
+  require(extent(keys.shape(0)) == s.num_layers && extent(keys.shape(2)) == s.num_kv_heads &&
+              extent(keys.shape(3)) == s.head_dim && extent(keys.shape(4)) == kBlockTokens,
+          "step: expected keys [num_layers, num_blocks, num_kv_heads, head_dim, 16]");
+  require(extent(values.shape(0)) == s.num_layers && extent(values.shape(1)) == num_blocks &&
+              extent(values.shape(2)) == s.num_kv_heads && extent(values.shape(3)) == kBlockTokens &&
+              extent(values.shape(4)) == s.head_dim,
+          "step: expected values [num_layers, num_blocks, num_kv_heads, 16, head_dim]");
+  require(extent(logits.shape(0)) == extent(wanted.shape(0)) && extent(logits.shape(1)) == s.vocab_size,
+          "step: expected logits [R, vocab_size] for R wanted rows");
+  require_indices(token_ids, s.vocab_size, "the token id");
+  require_indices(sequences, extent(block_tables.shape(0)), "the sequence");
+  require_indices(wanted, M, "the wanted row");
+  std::int64_t num_positions = table_width * kBlockTokens;
+  if (s.num_positions != 0) {
+    num_positions = std::min(num_positions, s.num_positions);
+  } else {
+    require(extent(cosines.shape(1)) == s.head_dim / 2 && cosines.shape(0) == sines.shape(0) &&
+                extent(sines.shape(1)) == s.head_dim / 2,
+            "step: expected cosines and sines [positions, head_dim / 2]");
+    num_positions = std::min(num_positions, extent(cosines.shape(0)));
+  }
+  require_indices(positions, num_positions, "the position");
+  for (std::int64_t i = 0; i < M; ++i) {
+    const std::int64_t pages = positions.data()[i] / kBlockTokens + 1;
+    const std::int32_t* table = block_tables.data() + sequences.data()[i] * table_width;
+    for (std::int64_t page = 0; page < pages; ++page) {
+      require(table[page] >= 0 && table[page] < num_blocks, "step: a block table names a block that is not there");
+    }
+  }
+  const std::vector<std::string> missing = decoder.missing();
+  if (!missing.empty()) throw nb::value_error(("step: the decoder has no weight " + missing.front()).c_str());
+  for (std::size_t i = 1; i < wanted.shape(0); ++i) {
+    require(wanted.data()[i - 1] < wanted.data()[i], "step: expected wanted rows in ascending order");
+  }
+  const DecoderStep arguments = {M,
+                                 token_ids.data(),
+                                 positions.data(),
+                                 sequences.data(),
+                                 block_tables.data(),
+                                 table_width,
+                                 keys.data(),
+                                 values.data(),
+                                 num_blocks,
+                                 cosines.data(),
+                                 sines.data(),
+                                 extent(wanted.shape(0)),
+                                 wanted.data(),
+                                 logits.data()};
+  const nb::gil_scoped_release release;
+  decoder.step(arguments);
+}
+
+}  // namespace
+
+void bind_decoder(nb::module_& m) {
+  nb::class_<Decoder>(m, "Decoder", "A whole dense decoder for inference; see decoder.h. One step at a time.")
+      .def(
+          "__init__",
+          [](Decoder* self, std::int64_t hidden_size, std::int64_t intermediate_size, std::int64_t num_layers,
+             std::int64_t num_heads, std::int64_t num_kv_heads, std::int64_t head_dim, std::int64_t vocab_size,
+             std::int64_t num_positions, bool has_layer_norm, bool has_swiglu, float norm_eps, bool has_qkv_bias,
+             bool has_qk_norm, bool is_tied, std::vector<float> scales, std::vector<std::int64_t> windows) {
+            require(extent(scales.size()) == num_layers && extent(windows.size()) == num_layers,
+                    "Decoder: expected one scale and one window for each layer");
+            new (self) Decoder({hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads, head_dim, vocab_size,
+                                num_positions, has_layer_norm ? NormKind::layer : NormKind::rms,
+                                has_swiglu ? MlpKind::swiglu : MlpKind::gelu_tanh, norm_eps, has_qkv_bias, has_qk_norm,
+                                is_tied, std::move(scales), std::move(windows)});
+          },
+          nb::kw_only(), nb::arg("hidden_size"), nb::arg("intermediate_size"), nb::arg("num_layers"),
+          nb::arg("num_heads"), nb::arg("num_kv_heads"), nb::arg("head_dim"), nb::arg("vocab_size"),
+          nb::arg("num_positions"), nb::arg("has_layer_norm"), nb::arg("has_swiglu"), nb::arg("norm_eps"),
+          nb::arg("has_qkv_bias"), nb::arg("has_qk_norm"), nb::arg("is_tied"), nb::arg("scales"), nb::arg("windows"))
+      .def(
+          "set_vector",
+          [](Decoder& decoder, const std::string& name, ConstFloats1 vector) {
+            decoder.set_vector(name, vector.data(), extent(vector.shape(0)));
+          },
+          nb::arg("name"), nb::arg("vector"), "Copies vector float32 [n]; ValueError for an unknown name or length.")
+      .def("missing", &Decoder::missing, "Names of the weights that were not set yet.")
+      .def("step", &step, nb::arg("token_ids"), nb::arg("positions"), nb::arg("sequences"), nb::arg("block_tables"),
+           nb::arg("keys"), nb::arg("values"), nb::arg("cosines"), nb::arg("sines"), nb::arg("wanted"),
+           nb::arg("logits"),
+           "One step: int32 token_ids, positions and sequences [M], block_tables [S, W], the cache, rope tables, wanted "
+           "[R] ascending; fills logits float32 [R, V]. Every index is checked first.");
+}
+
+}  // namespace openbook
