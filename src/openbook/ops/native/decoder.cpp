@@ -4,9 +4,10 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "elementwise_kernels.h"
+#include "activation_kernels.h"
 #include "norm_kernels.h"
 #include "paged_attention.h"
+#include "rope_kernels.h"
 #include "thread_pool.h"
 
 namespace openbook {
@@ -15,13 +16,18 @@ namespace {
 // Rows for which waking a thread pays, in what is not a matrix product.
 constexpr std::int64_t kRowGrain = 8;
 
+void add(float* x, const float* y, std::int64_t size) {
+  parallel_ranges(size, 1 << 14, [=](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) x[i] += y[i];
+  });
+}
+
 }  // namespace
 
 // What a step computes in. Grows to the largest step so far; nothing is allocated in the others.
 struct Decoder::Scratch {
   std::vector<float> stream, normed, qkv, attended, out, up, gated;
   std::vector<float> wanted_stream, wanted_attended;
-  QuantizedRows quantized;
 
   static float* room(std::vector<float>& buffer, std::int64_t size) {
     if (static_cast<std::int64_t>(buffer.size()) < size) buffer.resize(static_cast<std::size_t>(size));
@@ -89,21 +95,21 @@ void Decoder::set_vector(const std::string& name, const float* data, std::int64_
   slot->second.vector->assign(data, data + size);
 }
 
-template <typename Weight>
-void Decoder::set_any_matrix(const std::string& name, const Weight* weight) {
-  const auto slot = matrices_.find(name);
-  if (slot == matrices_.end()) throw std::invalid_argument("there is no matrix " + name + " in this decoder");
-  const MatrixSlot& expected = slot->second;
-  if (weight->num_outputs() != expected.outputs || weight->num_inputs() != expected.inputs) {
-    throw std::invalid_argument("the matrix " + name + " is " + std::to_string(weight->num_outputs()) + " x " +
-                                std::to_string(weight->num_inputs()) + ", expected " +
-                                std::to_string(expected.outputs) + " x " + std::to_string(expected.inputs));
+Decoder::MatrixSlot& Decoder::slot(const std::string& name, std::int64_t outputs, std::int64_t inputs) {
+  const auto found = matrices_.find(name);
+  if (found == matrices_.end()) throw std::invalid_argument("there is no matrix " + name + " in this decoder");
+  MatrixSlot& expected = found->second;
+  if (outputs != expected.outputs || inputs != expected.inputs) {
+    throw std::invalid_argument("the matrix " + name + " is " + std::to_string(outputs) + " x " +
+                                std::to_string(inputs) + ", expected " + std::to_string(expected.outputs) + " x " +
+                                std::to_string(expected.inputs));
   }
-  expected.matrix->weight = weight;
+  return expected;
 }
 
-void Decoder::set_matrix(const std::string& name, const PackedWeight* weight) { set_any_matrix(name, weight); }
-void Decoder::set_matrix(const std::string& name, const QuantWeight* weight) { set_any_matrix(name, weight); }
+void Decoder::set_matrix(const std::string& name, PackedWeight weight) {
+  slot(name, weight.n, weight.k).matrix->weight = weight;
+}
 
 std::vector<std::string> Decoder::missing() const {
   std::vector<std::string> names;
@@ -120,28 +126,22 @@ std::vector<std::string> Decoder::missing() const {
 void Decoder::linear(const DecoderMatrix& matrix, const float* x, std::int64_t rows, std::int64_t inputs, float* out,
                      std::int64_t outputs) {
   const float* bias = matrix.bias.empty() ? nullptr : matrix.bias.data();
-  if (const auto* packed = std::get_if<const PackedWeight*>(&matrix.weight)) {
-    packed_linear(**packed, x, rows, bias, out, outputs);
-  } else {
-    const QuantWeight& weight = *std::get<const QuantWeight*>(matrix.weight);
-    quantize_rows(x, rows, inputs, scratch_->quantized);
-    quant_linear(weight, scratch_->quantized, bias, out, outputs);
-  }
+  packed_linear(std::get<PackedWeight>(matrix.weight), x, inputs, rows, bias, out, outputs);
 }
 
 void Decoder::norm(const float* x, const std::vector<float>& weight, const std::vector<float>& bias, float* out,
                    std::int64_t rows) const {
   const std::int64_t size = shape_.hidden_size;
-  const float eps = shape_.norm_eps;
   const NormKernels& kernels = norm_kernels();
-  const bool is_rms = shape_.norm == NormKind::rms;
   parallel_ranges(rows, kRowGrain, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t row = begin; row < end; ++row) {
-      if (is_rms) {
-        kernels.rms_norm_forward(x + row * size, weight.data(), out + row * size, size, eps);
+      const float* from = x + row * size;
+      float* to = out + row * size;
+      if (shape_.norm == NormKind::rms) {
+        kernels.rms_norm_forward(from, weight.data(), to, size, shape_.norm_eps);
       } else {
-        float mean;
-        kernels.layer_norm_forward(x + row * size, weight.data(), bias.data(), out + row * size, &mean, size, eps);
+        float mean, scale;
+        kernels.layer_norm_forward(from, weight.data(), bias.data(), to, &mean, &scale, size, shape_.norm_eps);
       }
     }
   });
@@ -149,12 +149,8 @@ void Decoder::norm(const float* x, const std::vector<float>& weight, const std::
 
 void Decoder::embed(const DecoderStep& step, float* x) const {
   const std::int64_t size = shape_.hidden_size;
-  const auto read = [size](const DecoderMatrix& matrix, std::int64_t row, float* out) {
-    if (const auto* packed = std::get_if<const PackedWeight*>(&matrix.weight)) {
-      (*packed)->read_row(row, out);
-    } else {
-      std::get<const QuantWeight*>(matrix.weight)->read_row(row, out);
-    }
+  const auto read = [](const DecoderMatrix& matrix, std::int64_t row, float* out) {
+    packed_row(std::get<PackedWeight>(matrix.weight), row, out);
   };
   parallel_ranges(step.num_rows, kRowGrain, [&](std::int64_t begin, std::int64_t end) {
     std::vector<float> place(static_cast<std::size_t>(shape_.num_positions != 0 ? size : 0));
@@ -169,7 +165,7 @@ void Decoder::embed(const DecoderStep& step, float* x) const {
 }
 
 // Normalises and rotates queries and keys, and puts keys and values into their pages.
-void Decoder::place(const DecoderStep& step, const Layer& layer, float* qkv, const PagedCache& cache) const {
+void Decoder::place(const DecoderStep& step, const Layer& layer, std::int64_t index, float* qkv) const {
   const DecoderShape& s = shape_;
   const std::int64_t H = s.head_dim, N = s.num_heads, K = s.num_kv_heads, width = (N + 2 * K) * H;
   const NormKernels& norms = norm_kernels();
@@ -185,7 +181,7 @@ void Decoder::place(const DecoderStep& step, const Layer& layer, float* qkv, con
           norms.rms_norm_forward(x, weight.data(), x, H, s.norm_eps);
         }
         if (s.num_positions == 0) {
-          ropes.rotate(x, step.cosines + position * (H / 2), step.sines + position * (H / 2), x, H / 2);
+          ropes.rotate(x, step.cosines + position * (H / 2), step.sines + position * (H / 2), x, H / 2, false);
         }
       }
       write_kv(cache, step.sequences[row], position, heads + N * H, heads + (N + K) * H);
@@ -207,20 +203,15 @@ void Decoder::feed_forward(const Layer& layer, float* x, std::int64_t rows) {
   parallel_ranges(rows, 2, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t row = begin; row < end; ++row) {
       if (s.mlp == MlpKind::swiglu) {
-        kernels.silu_mul_forward(up + row * up_size, gated + row * s.intermediate_size, s.intermediate_size);
+        const float* gate = up + row * up_size;
+        kernels.silu_mul(gate, gate + s.intermediate_size, gated + row * s.intermediate_size, s.intermediate_size);
       } else {
-        kernels.gelu_tanh_forward(up + row * up_size, gated + row * s.intermediate_size, s.intermediate_size);
+        kernels.gelu_tanh(up + row * up_size, gated + row * s.intermediate_size, s.intermediate_size);
       }
     }
   });
   linear(layer.down, gated, rows, s.intermediate_size, out, s.hidden_size);
   add(x, out, rows * s.hidden_size);
-}
-
-void Decoder::add(float* x, const float* y, std::int64_t size) {
-  parallel_ranges(size, 1 << 14, [=](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) x[i] += y[i];
-  });
 }
 
 void Decoder::step(const DecoderStep& step) {
@@ -239,17 +230,17 @@ void Decoder::step(const DecoderStep& step) {
     const Layer& layer = layers_[static_cast<std::size_t>(index)];
     norm(x, layer.attention_norm, layer.attention_norm_bias, normed, rows);
     linear(layer.qkv, normed, rows, D, qkv, width);
-    const PagedCache cache = cache_of(step, index);
-    place(step, layer, qkv, cache);
+    place(step, layer, index, qkv);
     if (index + 1 == s.num_layers && step.num_wanted < rows) {
       alive = step.num_wanted;
       for (std::int64_t row = 0; row < alive; ++row) {  // ascending: nothing is overwritten before it is read
         std::memmove(x + row * D, x + step.wanted[row] * D, sizeof(float) * static_cast<std::size_t>(D));
         std::memmove(qkv + row * width, qkv + step.wanted[row] * width, sizeof(float) * static_cast<std::size_t>(width));
       }
-      attend(step, index, cache, qkv, step.wanted, alive, attended);
+      if (alive == 0) return;
+      attend(step, index, qkv, step.wanted, alive, attended);
     } else {
-      attend(step, index, cache, qkv, nullptr, rows, attended);
+      attend(step, index, qkv, nullptr, rows, attended);
     }
     linear(layer.output, attended, alive, query_size, out, D);
     add(x, out, alive * D);
