@@ -5,6 +5,7 @@
 
 #include "bindings.h"
 #include "decoder.h"
+#include "packed_weight_array.h"
 
 namespace openbook {
 namespace {
@@ -114,6 +115,12 @@ void bind_decoder(nb::module_& m) {
             decoder.set_vector(name, vector.data(), extent(vector.shape(0)));
           },
           nb::arg("name"), nb::arg("vector"), "Copies vector float32 [n]; ValueError for an unknown name or length.")
+      .def(
+          "set_matrix",
+          [](Decoder& decoder, const std::string& name, const PackedWeightArray& matrix) {
+            decoder.set_matrix(name, matrix.weight());
+          },
+          nb::arg("name"), nb::arg("matrix"), nb::keep_alive<1, 3>(), "ValueError for an unknown name or another shape.")
       .def("missing", &Decoder::missing, "Names of the weights that were not set yet.")
       .def("step", &step, nb::arg("token_ids"), nb::arg("positions"), nb::arg("sequences"), nb::arg("block_tables"),
            nb::arg("keys"), nb::arg("values"), nb::arg("cosines"), nb::arg("sines"), nb::arg("wanted"),

@@ -3,13 +3,12 @@
 
 #include <cstring>
 #include <optional>
-#include <stdexcept>
 #include <string>
 
 #include "bindings.h"
 #include "gemm.h"
+#include "packed_weight_array.h"
 #include "row_kernels.h"
-#include "scratch.h"
 #include "thread_pool.h"
 
 namespace openbook {
@@ -20,7 +19,6 @@ using ConstStrided = nb::ndarray<const float, nb::ndim<Rank>, nb::device::cpu>;
 template <int Rank>
 using MutableStrided = nb::ndarray<float, nb::ndim<Rank>, nb::device::cpu>;
 using ConstIds = Array<const std::int64_t, 1>;
-using ConstBytes = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 // Sizes and strides of arrays of any rank are read through this: nanobind's are unsigned.
 template <typename T>
@@ -53,55 +51,6 @@ void gemm_batch(ConstStrided<3> a, ConstStrided<3> b, MutableStrided<3> out, con
     for (std::int64_t i = 0; i < batch; ++i) one(gemm, i);
   }
 }
-
-Element element_of(const std::string& name) {
-  if (name == "float32") return Element::f32;
-  if (name == "bfloat16") return Element::bf16;
-  if (name == "float16") return Element::f16;
-  throw std::invalid_argument("the element type is \"" + name + "\", expected float32, bfloat16 or float16; convert it");
-}
-
-const char* element_name(Element element) {
-  return element == Element::f32 ? "float32" : element == Element::bf16 ? "bfloat16" : "float16";
-}
-
-// Owns the panels, or keeps the array alive that holds them.
-class PackedWeightArray {
- public:
-  PackedWeightArray(const ConstBytes& weight, std::int64_t n, std::int64_t k, const std::string& element, bool is_packed)
-      : weight_{nullptr, n, k, element_of(element)} {
-    const std::size_t packed = n < 0 || k < 0 ? 0 : packed_bytes(n, k, weight_.element);
-    const std::size_t plain = static_cast<std::size_t>(n * k) * (weight_.element == Element::f32 ? 4 : 2);
-    if (n < 1 || k < 1 || weight.size() != (is_packed ? packed : plain)) {
-      throw std::invalid_argument("the weight has " + std::to_string(weight.size()) + " bytes, expected " +
-                                  std::to_string(is_packed ? packed : plain) + " for " + std::to_string(n) + " x " +
-                                  std::to_string(k) + " of " + element + "; correct the shape");
-    }
-    if (is_packed) {
-      if (reinterpret_cast<std::uintptr_t>(weight.data()) % 64 != 0) {
-        throw std::invalid_argument("the packed weight does not begin at a multiple of 64 bytes; align it");
-      }
-      source_ = weight;
-      weight_.data = weight.data();
-      return;
-    }
-    owned_ = allocate_pages(packed);
-    weight_.data = owned_;
-    const nb::gil_scoped_release release;
-    pack_weight(weight.data(), n, k, weight_.element, owned_);
-  }
-  ~PackedWeightArray() { free_pages(owned_); }
-  PackedWeightArray(const PackedWeightArray&) = delete;
-  PackedWeightArray& operator=(const PackedWeightArray&) = delete;
-
-  const PackedWeight& weight() const { return weight_; }
-  std::size_t num_bytes() const { return packed_bytes(weight_.n, weight_.k, weight_.element); }
-
- private:
-  PackedWeight weight_;
-  void* owned_ = nullptr;
-  std::optional<ConstBytes> source_;
-};
 
 void packed_linear_arrays(ConstFloats2 x, const PackedWeightArray& packed, const std::optional<ConstFloats1>& bias,
                           Floats2 out) {

@@ -27,5 +27,6 @@ void bind_elementwise(nb::module_& m);
 void bind_softmax(nb::module_& m);
 void bind_optim(nb::module_& m);
 void bind_gemm(nb::module_& m);
+void bind_decoder(nb::module_& m);
 
 }  // namespace openbook

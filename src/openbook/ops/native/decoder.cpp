@@ -6,7 +6,7 @@
 
 #include "activation_kernels.h"
 #include "norm_kernels.h"
-#include "paged_attention.h"
+#include <cmath>
 #include "rope_kernels.h"
 #include "thread_pool.h"
 
@@ -15,6 +15,19 @@ namespace {
 
 // Rows for which waking a thread pays, in what is not a matrix product.
 constexpr std::int64_t kRowGrain = 8;
+
+void write_kv(const DecoderStep& step, const DecoderShape& s, std::int64_t index, std::int64_t sequence,
+              std::int64_t position, const float* key, const float* value) {
+  const std::int64_t H = s.head_dim, K = s.num_kv_heads;
+  const std::int64_t block = step.block_tables[sequence * step.table_width + position / kBlockTokens];
+  for (std::int64_t kv = 0; kv < K; ++kv) {
+    const std::int64_t at = ((index * step.num_blocks + block) * K + kv) * H * kBlockTokens;
+    for (std::int64_t d = 0; d < H; ++d) {
+      step.keys[at + d * kBlockTokens + position % kBlockTokens] = key[kv * H + d];
+      step.values[at + position % kBlockTokens * H + d] = value[kv * H + d];
+    }
+  }
+}
 
 void add(float* x, const float* y, std::int64_t size) {
   parallel_ranges(size, 1 << 14, [=](std::int64_t begin, std::int64_t end) {
@@ -184,7 +197,54 @@ void Decoder::place(const DecoderStep& step, const Layer& layer, std::int64_t in
           ropes.rotate(x, step.cosines + position * (H / 2), step.sines + position * (H / 2), x, H / 2, false);
         }
       }
-      write_kv(cache, step.sequences[row], position, heads + N * H, heads + (N + K) * H);
+      write_kv(step, s, index, step.sequences[row], position, heads + N * H, heads + (N + K) * H);
+    }
+  });
+}
+
+void Decoder::attend(const DecoderStep& step, std::int64_t index, const float* qkv, const std::int32_t* rows,
+                     std::int64_t num_rows, float* out) {
+  const DecoderShape& s = shape_;
+  const std::int64_t H = s.head_dim, N = s.num_heads, K = s.num_kv_heads, width = (N + 2 * K) * H;
+  const std::int64_t layer = index * step.num_blocks * K * H * kBlockTokens;
+  parallel_for(num_rows, [&](std::int64_t r) {
+    const std::int64_t row = rows != nullptr ? rows[r] : r;
+    const std::int64_t position = step.positions[row];
+    const std::int64_t window = s.windows[static_cast<std::size_t>(index)];
+    const std::int64_t begin = window == 0 ? 0 : std::max<std::int64_t>(0, position - window + 1);
+    std::vector<float> e(static_cast<std::size_t>(position + 1));
+    const std::int32_t* table = step.block_tables + step.sequences[row] * step.table_width;
+    for (std::int64_t head = 0; head < N; ++head) {
+      const std::int64_t kv = head / (N / K);
+      const float* q = qkv + r * width + head * H;
+      float m = -INFINITY;
+      for (std::int64_t p = begin; p <= position; ++p) {
+        const float* k = step.keys + layer + (table[p / kBlockTokens] * K + kv) * H * kBlockTokens + p % kBlockTokens;
+        float acc = 0.0f;
+        for (std::int64_t d = 0; d < H; ++d) acc = std::fmaf(q[d], k[d * kBlockTokens], acc);
+        acc *= s.scales[static_cast<std::size_t>(index)];
+        e[static_cast<std::size_t>(p)] = acc;
+        m = acc > m ? acc : m;
+      }
+      float lanes[16] = {};
+      for (std::int64_t p = begin; p <= position; ++p) {
+        float x = e[static_cast<std::size_t>(p)] - m;
+        activation_kernels().exp(&x, &x, 1);
+        e[static_cast<std::size_t>(p)] = x;
+        lanes[p % 16] += x;
+      }
+      for (int w = 8; w > 0; w /= 2) {
+        for (int i = 0; i < w; ++i) lanes[i] += lanes[i + w];
+      }
+      const float inverse = 1.0f / lanes[0];
+      for (std::int64_t d = 0; d < H; ++d) {
+        float acc = 0.0f;
+        for (std::int64_t p = begin; p <= position; ++p) {
+          const float* v = step.values + layer + ((table[p / kBlockTokens] * K + kv) * kBlockTokens + p % kBlockTokens) * H;
+          acc = std::fmaf(e[static_cast<std::size_t>(p)], v[d], acc);
+        }
+        out[r * N * H + head * H + d] = acc * inverse + 0.0f;
+      }
     }
   });
 }

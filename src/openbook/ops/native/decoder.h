@@ -13,7 +13,6 @@
 #include <vector>
 
 #include "gemm.h"
-#include "quant.h"
 
 namespace openbook {
 
@@ -38,7 +37,7 @@ struct DecoderShape {
 
 // One matrix [outputs, inputs], float or quantised, and its bias if it has one.
 struct DecoderMatrix {
-  std::variant<std::monostate, PackedWeight, const QuantWeight*> weight;
+  std::variant<std::monostate, PackedWeight> weight;
   std::vector<float> bias;
 };
 
@@ -71,7 +70,6 @@ class Decoder {
   // Throw std::invalid_argument if there is no such name, or the size is not the one expected.
   void set_vector(const std::string& name, const float* data, std::int64_t size);
   void set_matrix(const std::string& name, PackedWeight weight);
-  void set_matrix(const std::string& name, const QuantWeight* weight);
 
   // Names that were not set; a step needs them all.
   std::vector<std::string> missing() const;

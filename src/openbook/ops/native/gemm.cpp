@@ -187,6 +187,46 @@ void pack_weight(const void* weight, std::int64_t n, std::int64_t k, Element ele
   });
 }
 
+namespace {
+
+float float_of_bits(std::uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+float float_of_half(std::uint16_t half) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000) << 16, rest = half & 0x7fff;
+  if (rest >= 0x7c00) return float_of_bits(sign | 0x7f800000 | (rest & 0x3ff) << 13);
+  if (rest < 0x400) {  // zero and subnormals: a whole number times 2^-24, exact in float32
+    const float magnitude = static_cast<float>(rest) * 0x1p-24f;
+    return sign != 0 ? -magnitude : magnitude;
+  }
+  return float_of_bits(sign | ((rest << 13) + (112u << 23)));
+}
+
+}  // namespace
+
+void packed_row(const PackedWeight& weight, std::int64_t row, float* out) {
+  const std::int64_t first = row / kPanelColumns * kPanelColumns * weight.k + row % kPanelColumns;
+  const auto* floats = static_cast<const float*>(weight.data) + first;
+  const auto* halves = static_cast<const std::uint16_t*>(weight.data) + first;
+  for (std::int64_t i = 0; i < weight.k; ++i) {
+    const std::int64_t at = i * kPanelColumns;
+    switch (weight.element) {
+      case Element::f32:
+        out[i] = floats[at];
+        break;
+      case Element::bf16:
+        out[i] = float_of_bits(static_cast<std::uint32_t>(halves[at]) << 16);
+        break;
+      case Element::f16:
+        out[i] = float_of_half(halves[at]);
+        break;
+    }
+  }
+}
+
 void packed_linear(const PackedWeight& weight, const float* x, std::int64_t x_stride, std::int64_t m, const float* bias,
                    float* out, std::int64_t out_stride) {
   if (m <= 0 || weight.n <= 0) return;

@@ -43,6 +43,9 @@ std::size_t packed_bytes(std::int64_t n, std::int64_t k, Element element);
 // Packs weight [n, k], row-major, of `element`s (16-bit ones as they lie in memory) into to, of packed_bytes(n, k, element).
 void pack_weight(const void* weight, std::int64_t n, std::int64_t k, Element element, void* to);
 
+// Row `row` of the matrix, widened: out [k].
+void packed_row(const PackedWeight& weight, std::int64_t row, float* out);
+
 // out [m, n] = x [m, k] weight^T, plus bias [n] unless it is null; rows of x are x_stride apart, those of out out_stride.
 // Split over the thread pool. The same bits as `gemm` with the weight widened to float32.
 void packed_linear(const PackedWeight& weight, const float* x, std::int64_t x_stride, std::int64_t m, const float* bias,

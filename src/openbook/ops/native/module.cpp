@@ -30,4 +30,5 @@ NB_MODULE(_native, m) {
   bind_softmax(m);
   bind_optim(m);
   bind_gemm(m);
+  bind_decoder(m);
 }
