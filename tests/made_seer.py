@@ -12,8 +12,7 @@ import tokenizers
 
 from openbook.checkpoint.folder import save_model
 from openbook.models.base import init_weights
-from openbook.models.layers.vision import VisionConfig
-from openbook.models.qwen2_vl import Qwen2VLConfig
+from openbook.models.configs.qwen2_vl import Qwen2VLConfig, VisionConfig
 from openbook.models.registry import build_model
 from openbook.ops.torch_ops import TorchOps
 from openbook.tokenizer.chat import Chat

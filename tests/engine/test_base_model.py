@@ -12,7 +12,7 @@ from openbook.checkpoint.folder import save_model
 from openbook.cli.main import main
 from openbook.core.errors import UserError
 from openbook.models.base import init_weights
-from openbook.models.gpt2 import GPT2Config
+from openbook.models.configs.gpt2 import GPT2Config
 from openbook.models.registry import build_model
 from openbook.ops.torch_ops import TorchOps
 

@@ -14,8 +14,8 @@ from openbook.checkpoint.folder import load_model, save_model
 from openbook.checkpoint.safetensors_io import load_tensors, save_tensors
 from openbook.core.errors import UserError
 from openbook.models.base import CausalModel, init_weights
+from openbook.models.configs.gpt2 import GPT2Config, GPT3Config
 from openbook.models.context import CachedContext, DenseContext
-from openbook.models.gpt2 import GPT2Config, GPT3Config
 from openbook.models.registry import build_model, config_from_hf, config_to_hf
 from openbook.ops.torch_ops import TorchOps
 from openbook.train.recipe import load_recipe

@@ -20,8 +20,9 @@ from openbook.checkpoint.safetensors_io import load_tensors, save_tensors
 from openbook.core.errors import UserError
 from openbook.engine.model import Model
 from openbook.models.base import trained_positions
+from openbook.models.configs.gpt_oss import GptOssConfig
 from openbook.models.context import CachedContext, DenseContext, PackedContext
-from openbook.models.gpt_oss import GptOssConfig, TopKRouter
+from openbook.models.gpt_oss import TopKRouter
 from openbook.models.layers.norm import WideRMSNorm
 from openbook.models.layers.packed import Mxfp4Matrices
 from openbook.models.layers.rope import attention_factor, scale_frequencies

@@ -17,10 +17,9 @@ from openbook.checkpoint.folder import load_model, save_model
 from openbook.checkpoint.safetensors_io import load_tensors, save_tensors
 from openbook.core.errors import UserError
 from openbook.models.base import CausalModel, init_weights, trained_positions
+from openbook.models.configs.qwen_moe import Qwen2MoeConfig, Qwen3MoeConfig
 from openbook.models.context import DenseContext, PackedContext
 from openbook.models.layers.moe import Experts, SoftmaxRouter
-from openbook.models.qwen2_moe import Qwen2MoeConfig
-from openbook.models.qwen3_moe import Qwen3MoeConfig
 from openbook.models.registry import build_model, config_from_hf, config_to_hf
 from openbook.ops.torch_ops import TorchOps
 

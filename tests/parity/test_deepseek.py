@@ -15,8 +15,8 @@ from openbook.checkpoint.folder import load_model, save_model
 from openbook.core.errors import UserError
 from openbook.models.base import CausalModel
 from openbook.models.config import RopeScaling
+from openbook.models.configs.deepseek import DeepseekV2Config, DeepseekV3Config
 from openbook.models.context import CachedContext, DenseContext
-from openbook.models.deepseek import DeepseekV2Config, DeepseekV3Config
 from openbook.models.layers.mla import LatentAttention
 from openbook.models.registry import config_from_hf, config_to_hf
 from openbook.ops.torch_ops import TorchOps

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from checks import ParityChecks
 
-from openbook.models.gpt2 import GPT2Config
+from openbook.models.configs.gpt2 import GPT2Config
 
 SIZES: dict[str, Any] = {
     "vocab_size": 61,

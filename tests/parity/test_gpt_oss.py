@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from checks import ParityChecks
 
 from openbook.models.config import RopeScaling
-from openbook.models.gpt_oss import GptOssConfig
+from openbook.models.configs.gpt_oss import GptOssConfig
 
 YARN = RopeScaling(rope_type="yarn", factor=32.0, original_max_position_embeddings=4096, truncate=False)
 SIZES: dict[str, Any] = {

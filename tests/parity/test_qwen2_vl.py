@@ -20,10 +20,10 @@ from openbook.checkpoint.key_maps import KEY_MAPS
 from openbook.core.errors import UserError
 from openbook.models.base import CausalModel
 from openbook.models.config import RopeScaling
+from openbook.models.configs.qwen2_vl import Qwen2VLConfig, VisionConfig
 from openbook.models.context import CachedContext, DenseContext
-from openbook.models.layers.vision import VisionConfig, patch_places
+from openbook.models.layers.vision import patch_places
 from openbook.models.placed_images import PlacedImages
-from openbook.models.qwen2_vl import Qwen2VLConfig
 from openbook.models.registry import config_from_hf, config_to_hf
 from openbook.ops.torch_ops import TorchOps
 

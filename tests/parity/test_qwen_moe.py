@@ -8,8 +8,7 @@ from checks import SIZES, ParityChecks, as_in_a_file
 from torch import Tensor
 
 from openbook.models.base import CausalModel
-from openbook.models.qwen2_moe import Qwen2MoeConfig
-from openbook.models.qwen3_moe import Qwen3MoeConfig
+from openbook.models.configs.qwen_moe import Qwen2MoeConfig, Qwen3MoeConfig
 
 MOE_SIZES: dict[str, Any] = {
     **SIZES,

@@ -20,8 +20,8 @@ from openbook.checkpoint.model_source import open_model
 from openbook.engine.model import Model
 from openbook.models.base import CausalModel, init_weights
 from openbook.models.config import DecoderConfig, ModelConfig, RopeScaling
+from openbook.models.configs.gpt2 import GPT2Config
 from openbook.models.context import DenseContext
-from openbook.models.gpt2 import GPT2Config
 from openbook.models.registry import build_model
 from openbook.ops.torch_ops import TorchOps
 from openbook.tokenizer.chat import Chat, default_template

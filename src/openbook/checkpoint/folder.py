@@ -17,7 +17,8 @@ from openbook.core.errors import UserError
 from openbook.core.files import write_json
 from openbook.models.base import CausalModel
 from openbook.models.config import ModelConfig
-from openbook.models.deepseek import DeepseekV3, DeepseekV3Config
+from openbook.models.configs.deepseek import DeepseekV3Config
+from openbook.models.deepseek import DeepseekV3
 from openbook.models.deepseek_mtp import PredictionHead
 from openbook.models.registry import build_model, config_to_hf
 from openbook.ops.base import Ops

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from openbook.core.errors import UserError
-from openbook.models.layers.packed import FP8_BLOCK, expand_fp8
+from openbook.models.config import FP8_BLOCK
+from openbook.models.layers.packed import expand_fp8
 
 FP8_SCALES = "_scale_inv"  # behind the name of the matrix that they belong to
 _EXPERT = ".mlp.experts."

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from openbook.core.draws import draw_normal
 from openbook.core.errors import UserError
 from openbook.core.seeding import derive_seed
-from openbook.models.config import ModelConfig
+from openbook.models.config import Grid, ModelConfig
 from openbook.models.context import AttentionContext
-from openbook.models.layers.vision import Grid
 from openbook.models.placed_images import PlacedImages
 from openbook.ops.base import Ops
 

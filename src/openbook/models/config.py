@@ -11,6 +11,12 @@ from openbook.core.errors import UserError
 _MOST = 2**31 - 1
 MOST_LAYERS = 10_000
 
+# Block sizes of packed formats.
+MXFP4_BLOCK = 32  # weights that share a scale
+FP8_BLOCK = 128  # rows, and columns, that share a scale
+
+Grid = tuple[int, int]  # rows and columns of an image's patches
+
 LayerType = Literal["full_attention", "sliding_attention"]
 
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from openbook.models.config import ModelConfig
+from openbook.models.configs.deepseek import DeepseekV3Config
 from openbook.models.context import AttentionContext
-from openbook.models.deepseek import DeepseekV3, DeepseekV3Config
+from openbook.models.deepseek import DeepseekV3
 from openbook.models.layers.decoder import DecoderLayer
 from openbook.models.layers.linear import Linear
 from openbook.models.layers.mla import LatentAttention

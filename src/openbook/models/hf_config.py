@@ -119,22 +119,3 @@ def write_qwen_layers(values: dict[str, Any], config: ModelConfig) -> dict[str, 
     """The reverse of `read_qwen_layers`."""
     assert isinstance(config, DecoderConfig)
     return {**values, "use_sliding_window": config.sliding_window is not None}
-
-
-# What files of Qwen 3 Coder say beside the keys of its family.
-_QWEN3_MOE_FIXED = {"use_qk_norm": True, "qkv_bias": False, "shared_expert_intermediate_size": 0}
-
-
-def read_qwen_moe(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Drop what published files say about windows that are off, and read the newer name of num_experts."""
-    if values.get("model_type") == "qwen3_moe":
-        values = take_fixed(values, _QWEN3_MOE_FIXED, where)
-    values = {key: value for key, value in values.items() if key not in ("sliding_window", "max_window_layers")}
-    kinds = values.pop("layer_types", None)
-    if kinds is not None and not (isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds)):
-        raise UserError(f"{where}: layer_types is {kinds!r}, only 'full_attention' is implemented: use another model")
-    if "num_local_experts" in values:
-        values["num_experts"] = values.pop("num_local_experts")
-    if values.get("mlp_only_layers", ()) is None:
-        del values["mlp_only_layers"]
-    return values

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from openbook.core.errors import UserError
-from openbook.models.layers.vision import Grid
+from openbook.models.config import Grid
 from openbook.ops.base import Ops
 
 

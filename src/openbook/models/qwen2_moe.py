@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from torch import nn
 
+from openbook.models.configs.qwen_moe import Qwen2MoeConfig
 from openbook.models.layers.attention import Attention
 from openbook.models.layers.decoder import DecoderModel
 from openbook.models.layers.linear import Linear
 from openbook.models.layers.mlp import SwiGLU
 from openbook.models.layers.moe import SparseMLP
-from openbook.models.qwen3_moe import Qwen3MoeConfig, make_experts, make_router
-
-
-class Qwen2MoeConfig(Qwen3MoeConfig, frozen=True, kw_only=True):
-    """shared_expert_intermediate_size: of the expert that every token goes through."""
-
-    model_type: str = "qwen2_moe"
-    shared_expert_intermediate_size: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_positive("shared_expert_intermediate_size")
+from openbook.models.qwen3_moe import make_experts, make_router
 
 
 class Qwen2Moe(DecoderModel[Qwen2MoeConfig]):

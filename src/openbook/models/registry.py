@@ -4,43 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import torch
 
 from openbook.core.config import convert
 from openbook.core.errors import UserError, unknown_name
-from openbook.models.base import CausalModel
 from openbook.models.config import DecoderConfig, ModelConfig
-from openbook.models.deepseek import (
-    DeepseekV2,
-    DeepseekV2Config,
-    DeepseekV3,
-    DeepseekV3Config,
-    read_deepseek,
-    read_fp8,
-    write_fp8,
-)
-from openbook.models.gpt2 import GPT2, GPT2Config, GPT3Config, read_gpt2, write_gpt2
-from openbook.models.gpt_oss import GptOss, GptOssConfig, read_gpt_oss, write_gpt_oss
+from openbook.models.configs.deepseek import DeepseekV2Config, DeepseekV3Config, read_deepseek, read_fp8, write_fp8
+from openbook.models.configs.gpt2 import GPT2Config, GPT3Config, read_gpt2, write_gpt2
+from openbook.models.configs.gpt_oss import GptOssConfig, read_gpt_oss, write_gpt_oss
+from openbook.models.configs.qwen2_vl import Qwen2VLConfig, flatten_qwen2_vl, nest_qwen2_vl
+from openbook.models.configs.qwen_moe import Qwen2MoeConfig, Qwen3MoeConfig, read_qwen_moe
 from openbook.models.hf_config import (
     WITHOUT_MEANING,
     read_qwen_layers,
-    read_qwen_moe,
     read_rope,
     take_fixed,
     write_qwen_layers,
     write_rope,
 )
-from openbook.models.llama import Llama
-from openbook.models.mistral import Mistral
-from openbook.models.qwen2 import Qwen2
-from openbook.models.qwen2_moe import Qwen2Moe, Qwen2MoeConfig
-from openbook.models.qwen2_vl import Qwen2VL, Qwen2VLConfig, flatten_qwen2_vl, nest_qwen2_vl
-from openbook.models.qwen3 import Qwen3
-from openbook.models.qwen3_moe import Qwen3Moe, Qwen3MoeConfig
-from openbook.ops.base import Ops
+
+if TYPE_CHECKING:  # the models need torch; to read what a file says of them needs none
+    import torch
+
+    from openbook.models.base import CausalModel
+    from openbook.ops.base import Ops
 
 Values = dict[str, Any]  # of a config.json, by key
 
@@ -49,13 +39,14 @@ Values = dict[str, Any]  # of a config.json, by key
 class Family:
     """One architecture: our classes, its name in Transformers, and how its config.json differs from our fields.
 
-    fixed: keys whose one value we implement. defaults: what Transformers takes where config.json says nothing, if it
-    is not our default. ignored: further keys that do not touch the arithmetic. readers: change the values, in turn,
-    into our fields; each is given the file's name for messages. writers: the reverse, with the configuration. flatten:
-    brings what stands in further objects to the top before all else. nest: the reverse, after all else.
+    model: "module:class" in `openbook.models`, imported when a model is built. fixed: keys whose one value we
+    implement. defaults: what Transformers takes where config.json says nothing, if it is not our default. ignored:
+    further keys that do not touch the arithmetic. readers: change the values, in turn, into our fields; each is given
+    the file's name for messages. writers: the reverse, with the configuration. flatten: brings what stands in further
+    objects to the top before all else. nest: the reverse, after all else.
     """
 
-    model: type[CausalModel]
+    model: str
     config: type[ModelConfig]
     architecture: str
     fixed: Mapping[str, Any]
@@ -65,6 +56,13 @@ class Family:
     writers: tuple[Callable[[Values, ModelConfig], Values], ...] = (write_rope,)
     flatten: Callable[[Values, str], Values] | None = None
     nest: Callable[[Values, ModelConfig], Values] | None = None
+
+    @property
+    def model_class(self) -> type[CausalModel]:
+        """The class of its models; the first time this imports torch."""
+        module, name = self.model.split(":")
+        found: type[CausalModel] = getattr(import_module(f"openbook.models.{module}"), name)
+        return found
 
 
 # Of a loss that Transformers can add in training.
@@ -86,7 +84,7 @@ _DEEPSEEK_TRAINING = frozenset(
 
 FAMILIES: dict[str, Family] = {
     "gpt2": Family(
-        model=GPT2,
+        model="gpt2:GPT2",
         config=GPT2Config,
         architecture="GPT2LMHeadModel",
         fixed={"add_cross_attention": False},
@@ -95,7 +93,7 @@ FAMILIES: dict[str, Family] = {
         writers=(write_gpt2,),
     ),
     "gpt3": Family(
-        model=GPT2,
+        model="gpt2:GPT2",
         config=GPT3Config,
         architecture="GPT3LMHeadModel",
         fixed={},
@@ -103,7 +101,7 @@ FAMILIES: dict[str, Family] = {
         writers=(write_gpt2,),
     ),
     "gpt_oss": Family(
-        model=GptOss,
+        model="gpt_oss:GptOss",
         config=GptOssConfig,
         architecture="GptOssForCausalLM",
         fixed={"hidden_act": "silu", "attention_bias": True, "attention_dropout": 0.0},
@@ -120,7 +118,7 @@ FAMILIES: dict[str, Family] = {
         writers=(write_rope, write_gpt_oss),
     ),
     "llama": Family(
-        model=Llama,
+        model="llama:Llama",
         config=DecoderConfig,
         architecture="LlamaForCausalLM",
         fixed={"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
@@ -128,7 +126,7 @@ FAMILIES: dict[str, Family] = {
         ignored=frozenset({"pretraining_tp", "attention_dropout"}),
     ),
     "mistral": Family(
-        model=Mistral,
+        model="mistral:Mistral",
         config=DecoderConfig,
         architecture="MistralForCausalLM",
         fixed={"hidden_act": "silu"},
@@ -136,7 +134,7 @@ FAMILIES: dict[str, Family] = {
         ignored=frozenset({"attention_dropout"}),
     ),
     "qwen2": Family(
-        model=Qwen2,
+        model="qwen2:Qwen2",
         config=DecoderConfig,
         architecture="Qwen2ForCausalLM",
         fixed={"hidden_act": "silu", "attention_dropout": 0.0},
@@ -145,7 +143,7 @@ FAMILIES: dict[str, Family] = {
         writers=(write_rope, write_qwen_layers),
     ),
     "qwen2_vl": Family(
-        model=Qwen2VL,
+        model="qwen2_vl:Qwen2VL",
         config=Qwen2VLConfig,
         architecture="Qwen2VLForConditionalGeneration",
         fixed={"hidden_act": "silu", "attention_dropout": 0.0},
@@ -157,7 +155,7 @@ FAMILIES: dict[str, Family] = {
         nest=nest_qwen2_vl,
     ),
     "qwen3": Family(
-        model=Qwen3,
+        model="qwen3:Qwen3",
         config=DecoderConfig,
         architecture="Qwen3ForCausalLM",
         fixed={"hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0},
@@ -166,7 +164,7 @@ FAMILIES: dict[str, Family] = {
         writers=(write_rope, write_qwen_layers),
     ),
     "deepseek_v2": Family(
-        model=DeepseekV2,
+        model="deepseek:DeepseekV2",
         config=DeepseekV2Config,
         architecture="DeepseekV2ForCausalLM",
         # Transformers' V2 router leaves norm_topk_prob aside: better none than one that nobody checked.
@@ -176,7 +174,7 @@ FAMILIES: dict[str, Family] = {
         readers=(read_rope, read_deepseek),
     ),
     "deepseek_v3": Family(
-        model=DeepseekV3,
+        model="deepseek:DeepseekV3",
         config=DeepseekV3Config,
         architecture="DeepseekV3ForCausalLM",
         fixed={**_DEEPSEEK, "scoring_func": "sigmoid", "topk_method": "noaux_tc"},
@@ -193,7 +191,7 @@ FAMILIES: dict[str, Family] = {
         writers=(write_rope, write_fp8),
     ),
     "qwen2_moe": Family(
-        model=Qwen2Moe,
+        model="qwen2_moe:Qwen2Moe",
         config=Qwen2MoeConfig,
         architecture="Qwen2MoeForCausalLM",
         fixed={"hidden_act": "silu", "attention_dropout": 0.0, "qkv_bias": True, "use_sliding_window": False},
@@ -202,7 +200,7 @@ FAMILIES: dict[str, Family] = {
         readers=(read_rope, read_qwen_moe),
     ),
     "qwen3_moe": Family(
-        model=Qwen3Moe,
+        model="qwen3_moe:Qwen3Moe",
         config=Qwen3MoeConfig,
         architecture="Qwen3MoeForCausalLM",
         fixed={"hidden_act": "silu", "attention_dropout": 0.0, "attention_bias": False, "use_sliding_window": False},
@@ -221,9 +219,11 @@ def build_model(config: ModelConfig, ops: Ops, device: torch.device | str = "cpu
     Raises:
         UserError: the family is not known.
     """
+    import torch
+
     family = require_family(config.model_type, "the model configuration")
     with torch.device("meta"):
-        model = family.model(config, ops)
+        model = family.model_class(config, ops)
     return model if str(device) == "meta" else model.to_empty(device=device)
 
 

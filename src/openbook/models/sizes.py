@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass
 
 from openbook.models.config import ModelConfig
-from openbook.models.registry import build_model
-from openbook.ops.torch_ops import TorchOps
 
 # Bytes of one weight: 128 x 128 blocks of FP8 with a float32 scale (DeepSeek V3); 32 weights in a block of 34 or 18
 # bytes (GGUF's Q8_0 and Q4_0); 32 in 17 bytes (MXFP4, as gpt-oss keeps its experts).
@@ -42,6 +40,9 @@ def count_parameters(config: ModelConfig) -> ParameterCounts:
     Raises:
         UserError: the family is not known.
     """
+    from openbook.models.registry import build_model
+    from openbook.ops.torch_ops import TorchOps
+
     model = build_model(config, TorchOps(), device="meta")
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     matrices = sum(parameter.numel() for parameter in model.parameters() if parameter.dim() > 1)

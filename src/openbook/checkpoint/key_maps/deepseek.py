@@ -14,7 +14,7 @@ from openbook.checkpoint.key_map import Entry, KeyMap, same, spell_out
 from openbook.checkpoint.key_maps.dense import EMBEDDING, FREQUENCIES, HEAD, LAYER, MLP, NORMS
 from openbook.checkpoint.key_maps.moe import expert_entries
 from openbook.models.config import ModelConfig
-from openbook.models.deepseek import DeepseekConfig, DeepseekV3Config
+from openbook.models.configs.deepseek import DeepseekConfig, DeepseekV3Config
 
 _ATTENTION = LAYER + "self_attn."
 _MLP = LAYER + "mlp."

@@ -15,7 +15,7 @@ from torch import Tensor
 from openbook.checkpoint.key_map import Entry, KeyMap, same
 from openbook.checkpoint.key_maps.dense import ATTENTION, EMBEDDING, HEAD, LAYER, NORMS, qkv
 from openbook.models.config import ModelConfig
-from openbook.models.gpt_oss import GptOssConfig
+from openbook.models.configs.gpt_oss import GptOssConfig
 
 _EXPERTS = LAYER + "mlp.experts."
 _MATRICES = ("gate_up_proj", "down_proj")

@@ -20,8 +20,7 @@ from openbook.checkpoint.key_maps.dense import (
     qkv,
 )
 from openbook.models.config import ModelConfig
-from openbook.models.qwen2_moe import Qwen2MoeConfig
-from openbook.models.qwen3_moe import Qwen3MoeConfig
+from openbook.models.configs.qwen_moe import Qwen2MoeConfig, Qwen3MoeConfig
 
 
 def expert_entries(

@@ -13,7 +13,7 @@ from torch import Tensor
 from openbook.checkpoint.key_map import Entry, KeyMap
 from openbook.checkpoint.key_maps.dense import QWEN2
 from openbook.models.config import ModelConfig
-from openbook.models.qwen2_vl import Qwen2VLConfig
+from openbook.models.configs.qwen2_vl import Qwen2VLConfig
 
 _OURS, _THEIRS = "visual.layers.{layer}.", "visual.blocks.{layer}."
 

@@ -17,8 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from openbook.core.errors import UserError
-from openbook.models.config import CacheLayer, DecoderConfig
+from openbook.models.configs.deepseek import LatentConfig
 from openbook.models.context import AttentionContext
 from openbook.models.layers.linear import Linear
 from openbook.models.layers.norm import RMSNorm
@@ -27,47 +26,6 @@ from openbook.ops.base import Ops
 
 # Of the latents, whatever the configuration says for the stream: as in the authors' code and in Transformers.
 _LATENT_EPS = 1e-6
-
-
-class LatentConfig(DecoderConfig, frozen=True, kw_only=True):
-    """A decoder with latent attention; head_dim is that of the rotated part.
-
-    q_lora_rank: features of the queries' latent; None for queries without one. kv_lora_rank: of the latent that the
-    cache keeps. qk_nope_head_dim, qk_rope_head_dim: of a head's key, the part without position and the rotated one.
-    v_head_dim: of a head's value. rope_interleave: pairs are neighbours, otherwise halves.
-    """
-
-    q_lora_rank: int | None = None
-    kv_lora_rank: int
-    qk_nope_head_dim: int
-    qk_rope_head_dim: int
-    v_head_dim: int
-    rope_interleave: bool = True
-
-    @property
-    def rope_dim(self) -> int:
-        """See `DecoderConfig.rope_dim`."""
-        return self.qk_rope_head_dim
-
-    @property
-    def cache_layers(self) -> tuple[CacheLayer, ...]:
-        """See `ModelConfig.cache_layers`: the latent and the rotated part, once for all heads."""
-        latent = CacheLayer(1, self.kv_lora_rank + self.qk_rope_head_dim, 0, None)
-        return (latent,) * self.num_hidden_layers
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_positive("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-        if self.q_lora_rank is not None:
-            self.require_positive("q_lora_rank")
-        for name, expected in (("num_key_value_heads", "num_attention_heads"), ("head_dim", "qk_rope_head_dim")):
-            if getattr(self, name) != getattr(self, expected):
-                raise UserError(
-                    f"model: {name} is {getattr(self, name)}, expected {expected}, {getattr(self, expected)}: correct "
-                    "one of them"
-                )
-        if self.sliding_window is not None or self.layer_types is not None:
-            raise UserError(f"model: {self.model_type} has no sliding window: remove sliding_window and layer_types")
 
 
 class LatentAttention(nn.Module):

@@ -15,15 +15,13 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from openbook.models.config import FP8_BLOCK, MXFP4_BLOCK
 from openbook.models.layers.moe import Experts
 
 # Expanded rows that are held at a time on CPU: they stay in its cache between expansion and product.
 _PIECE_BYTES = 2**20
 # Of which they are a multiple: what products take at once, so that whole matrices are summed in the same order.
 _PIECE_ROWS = 64
-
-MXFP4_BLOCK = 32  # weights that share a scale
-FP8_BLOCK = 128  # rows, and columns, that share a scale
 
 
 class PackedMatrices(nn.Module):

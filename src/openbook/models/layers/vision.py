@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from openbook.core.config import Config
-from openbook.core.errors import UserError
+from openbook.models.config import Grid
+from openbook.models.configs.qwen2_vl import VisionConfig
 from openbook.models.layers.linear import Linear
 from openbook.models.layers.norm import LayerNorm
 from openbook.models.layers.rope import rope_tables
@@ -17,44 +17,6 @@ from openbook.ops.base import Ops
 
 # Not in any configuration file: the reference implementation has it in its code.
 _NORM_EPS = 1e-6
-
-Grid = tuple[int, int]  # rows and columns of an image's patches
-
-
-class VisionConfig(Config, frozen=True, kw_only=True):
-    """The shape of a vision tower, in the field names of a Hugging Face config.json.
-
-    depth: number of layers. hidden_size: of the decoder, which the tower's output is given to. mlp_ratio: the
-    feed-forward is embed_dim times this wide. patch_size: side of a patch, in pixels. temporal_patch_size: number of
-    video frames in a patch; an image is repeated. spatial_merge_size: side of the square of patches that becomes one
-    token.
-    """
-
-    depth: int = 32
-    embed_dim: int = 1280
-    num_heads: int = 16
-    hidden_size: int = 3584
-    mlp_ratio: int = 4
-    in_channels: int = 3
-    patch_size: int = 14
-    temporal_patch_size: int = 2
-    spatial_merge_size: int = 2
-    rope_theta: float = 10000.0
-
-    @property
-    def patch_dim(self) -> int:
-        """Number of values of a patch."""
-        return self.in_channels * self.temporal_patch_size * self.patch_size**2
-
-    def __post_init__(self) -> None:
-        for name in self.__struct_fields__:
-            if not 0 < getattr(self, name) < 2**31:
-                raise UserError(f"vision_config: {name} is {getattr(self, name)}, expected more than 0: correct it")
-        if self.embed_dim % (4 * self.num_heads):
-            raise UserError(
-                f"vision_config: embed_dim {self.embed_dim} over num_heads {self.num_heads} is not a multiple of 4, "
-                "which two rotated axes need: change one of them"
-            )
 
 
 class VisionTower(nn.Module):
