@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from openbook.checkpoint.folder import save_model
+from openbook.checkpoint.state_root import weights_root
 from openbook.core.files import write_json
 from openbook.data.corpus import write_stage_data
 from openbook.evals.report import Item, Report, Settings, write_report
@@ -17,8 +18,10 @@ from openbook.release.assemble import assemble_release
 from openbook.tasks.registry import get_task
 from openbook.tokenizer.chat import Chat, default_template
 from openbook.tokenizer.tokenizer import Tokenizer
-from openbook.train.ledger import Entry, Ledger
+from openbook.train.ledger import Entry, Ledger, SavedState
+from openbook.train.loop import is_saved_after
 from openbook.train.recipe import Recipe, load_recipe
+from openbook.train.schedule import learning_rate
 
 RECIPE = """
 name = "pico"
@@ -83,29 +86,33 @@ def make_build(folder: Path, tokenizer: Tokenizer) -> Path:
     model = build_model(recipe.model_config(tokenizer.vocab_size), TorchOps())
     init_weights(model, 3)
     save_model(model, folder / "model")
-    _write_ledger(folder / "trace.jsonl", recipe)
+    _write_ledger(folder / "trace.jsonl", recipe, weights_root(dict(model.named_parameters())))
     _write_evaluation(folder / "evals" / "easy-medium", recipe)
     run = {"recipe": recipe.hash, "device": "cpu", "threads": 2, "is_compiled": False, "seconds": 75.0}
     write_json(folder / "run.json", {**run, "machine": "A processor, 2 cores", "versions": {"torch": "2.13.0"}})
     return folder
 
 
-def _write_ledger(path: Path, recipe: Recipe) -> None:
-    names = [stage.name for stage in recipe.stages for _ in range(stage.steps)]
+def _write_ledger(path: Path, recipe: Recipe, weights: str) -> None:
+    step = 0
     with Ledger(path, 0) as ledger:
-        for step, name in enumerate(names):
-            ledger.append(
-                Entry(
-                    step=step,
-                    stage=name,
-                    batch=f"{step:016x}",
-                    cursor={"epoch": 0, "row": 4 * step, "document": 0},
-                    lr=0.01,
-                    loss=5.0 - step / 2,
-                    grad_norm=1.0,
-                    tokens=500 + step,
+        for stage in recipe.stages:
+            for stage_step in range(stage.steps):
+                cursor = {"epoch": 0, "row": 2 * stage_step + 2, "document": 0}
+                is_saved = is_saved_after(stage, stage_step + 1)
+                ledger.append(
+                    Entry(
+                        step=step,
+                        stage=stage.name,
+                        batch=f"{step:016x}",
+                        lr=learning_rate(stage.schedule, stage_step, stage.steps),
+                        loss=5.0 - step / 2,
+                        grad_norm=1.0,
+                        tokens=500 + step,
+                        state=SavedState(root=f"{step:064x}", weights=weights, cursor=cursor) if is_saved else None,
+                    )
                 )
-            )
+                step += 1
 
 
 def _write_evaluation(out: Path, recipe: Recipe) -> None:

@@ -105,7 +105,6 @@ def entries() -> list[Entry]:
             step=step,
             stage="first" if step < 1500 else "second",
             batch="0123456789abcdef",
-            cursor={"epoch": 0, "row": step, "document": 4 * step},
             lr=0.01 * min(1.0, (step + 1) / 100),
             loss=3 * math.exp(-step / 400) + 0.01 * (1 + step % 7),
             grad_norm=1.0 + (step % 13) / 10,

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from openbook.checkpoint.state_root import state_roots
 from openbook.checkpoint.train_state import TrainPosition, latest_train_state, load_train_state
 from openbook.core.config import convert
 from openbook.core.errors import CheckError
@@ -158,14 +159,21 @@ def test_the_ledger_says_what_happened(data: Path, tmp_path: Path) -> None:
     loader = ShardLoader(data, 6, 3)
     for step, entry in enumerate(entries):
         assert (entry.step, entry.stage) == (step, "main")
-        assert entry.cursor == loader.state()
         batch = loader.next_batch()
         arrays = (batch.ids, batch.targets, batch.positions, batch.documents)
         assert entry.batch == hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:16]
         assert entry.tokens == np.count_nonzero(batch.documents >= 0)
         assert entry.lr == learning_rate(training.stage.schedule, step, 5)
     assert sum(entry.tokens for entry in entries) < 5 * 6 * ROW_TOKENS  # some is padding
-    assert [entry.cursor["epoch"] for entry in entries] == [0, 0, 0, 1, 1]
+    assert [entry.state is not None for entry in entries] == [False, False, False, False, True]
+    state = entries[-1].state
+    assert state is not None
+    assert state.cursor == loader.state()
+    assert state.cursor["epoch"] == 1
+    latest = latest_train_state(tmp_path / "states")
+    assert latest is not None
+    roots = state_roots(*load_train_state(latest))
+    assert (state.root, state.weights) == (roots.state, roots.weights)
 
 
 def test_loss_and_gradient_norm_are_those_of_the_documents_one_by_one(data: Path, tmp_path: Path) -> None:

@@ -38,9 +38,14 @@ class TrainPosition(Config, frozen=True, kw_only=True):
 
 
 def save_train_state(
-    folder: Path, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], position: TrainPosition
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    position: TrainPosition,
+    *,
+    keep_all: bool = False,
 ) -> Path:
-    """Write `folder`/step-NNNNNNNN, then remove all but the newest two states.
+    """Write `folder`/step-NNNNNNNN, then remove all but the newest two states, unless `keep_all` is set.
 
     Raises:
         UserError: the disk is full or the folder cannot be written to; earlier states stay as they are.
@@ -57,7 +62,7 @@ def save_train_state(
         save_tensors(partial / _TENSOR_FILES[1], {**optimizer, "random_state": torch.get_rng_state()})
         digests = {name: sha256_file(partial / name) for name in _TENSOR_FILES}
         write_json(partial / "state.json", msgspec.structs.replace(position, sha256=digests))
-    for old in _states(folder)[:-2]:
+    for old in [] if keep_all else _states(folder)[:-2]:
         shutil.rmtree(old)
     return path
 

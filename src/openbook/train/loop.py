@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from openbook.checkpoint.state_root import state_roots
 from openbook.checkpoint.train_state import TrainPosition, save_train_state
 from openbook.core.errors import CheckError
 from openbook.core.progress import Progress
 from openbook.data.loader import Batch, ShardLoader
 from openbook.models.base import trained_positions
 from openbook.models.context import PackedContext
-from openbook.train.ledger import Entry, Ledger
+from openbook.train.ledger import Entry, SavedState, StepSink
 from openbook.train.optim import Optimizer
 from openbook.train.recipe import StageConfig
 from openbook.train.schedule import learning_rate
@@ -91,12 +92,18 @@ def train_stage(
     optimizer: Optimizer,
     loss_function: LossFunction,
     loader: ShardLoader,
-    ledger: Ledger,
-    checkpoints: Path,
+    ledger: StepSink,
+    checkpoints: Path | None,
     position: TrainPosition,
     device: str,
+    until: int | None = None,
+    keep_states: bool = False,
 ) -> TrainPosition:
-    """Run `stage` from `position` to its end; the last state is always saved.
+    """Run `stage` from `position` to its end, or until `until` of its steps are done; the last state is always saved.
+
+    Args:
+        checkpoints: where states are saved; None saves none (a replay).
+        keep_states: keep every state, not the newest two only.
 
     Raises:
         CheckError: the loss or the gradient is not a number, or the loss has left its best value for good.
@@ -106,9 +113,9 @@ def train_stage(
     step, stage_step = position.step, position.stage_step
     best, mean = position.best_loss, position.mean_loss
     began_s, num_tokens = time.monotonic(), 0
-    with Progress(f"train {stage.name}", stage.steps, start=stage_step) as progress:
-        while stage_step < stage.steps:
-            cursor = loader.state()
+    end = stage.steps if until is None else until
+    with Progress(f"train {stage.name}", end, start=stage_step) as progress:
+        while stage_step < end:
             batch = loader.next_batch()
             lr = learning_rate(stage.schedule, stage_step, stage.steps)
             loss, grad_norm = train_step(batch, optimizer, loss_function, stage.micro_batch_size, lr, device)
@@ -116,23 +123,9 @@ def train_stage(
             best = mean if stage_step == 0 else min(best, mean)
             _require_sane(step, loss, grad_norm, mean, best)
             tokens = int((batch.documents >= 0).sum())
-            ledger.append(
-                Entry(
-                    step=step,
-                    stage=stage.name,
-                    batch=batch.digest[:16],
-                    cursor=cursor,
-                    lr=lr,
-                    loss=loss,
-                    grad_norm=grad_norm,
-                    tokens=tokens,
-                )
-            )
             step, stage_step, num_tokens = step + 1, stage_step + 1, num_tokens + tokens
-            rate = num_tokens / (time.monotonic() - began_s)
-            progress.update(stage_step, f"step {stage_step}/{stage.steps}  loss {mean:.3f}  {rate:,.0f} tokens/s")
-            if stage_step % stage.checkpoint_steps == 0 or stage_step == stage.steps:
-                ledger.sync()
+            state = None
+            if is_saved_after(stage, stage_step):
                 position = TrainPosition(
                     stage=stage.name,
                     step=step,
@@ -141,8 +134,34 @@ def train_stage(
                     best_loss=best,
                     mean_loss=mean,
                 )
-                save_train_state(checkpoints, optimizer.weights(), optimizer.state(), position)
+                roots = state_roots(optimizer.weights(), optimizer.state(), position)
+                state = SavedState(root=roots.state, weights=roots.weights, cursor=position.cursor)
+            ledger.append(
+                Entry(
+                    step=step - 1,
+                    stage=stage.name,
+                    batch=batch.digest[:16],
+                    lr=lr,
+                    loss=loss,
+                    grad_norm=grad_norm,
+                    tokens=tokens,
+                    state=state,
+                )
+            )
+            rate = num_tokens / (time.monotonic() - began_s)
+            progress.update(stage_step, f"step {stage_step}/{stage.steps}  loss {mean:.3f}  {rate:,.0f} tokens/s")
+            if state is not None:
+                ledger.sync()
+                if checkpoints is not None:
+                    save_train_state(
+                        checkpoints, optimizer.weights(), optimizer.state(), position, keep_all=keep_states
+                    )
     return position
+
+
+def is_saved_after(stage: StageConfig, stage_step: int) -> bool:
+    """Whether the state is saved when `stage_step` steps of the stage are done: there a segment ends."""
+    return stage_step % stage.checkpoint_steps == 0 or stage_step == stage.steps
 
 
 def train_step(
