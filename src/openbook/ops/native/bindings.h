@@ -28,5 +28,6 @@ void bind_softmax(nb::module_& m);
 void bind_optim(nb::module_& m);
 void bind_gemm(nb::module_& m);
 void bind_decoder(nb::module_& m);
+void bind_attention(nb::module_& m);
 
 }  // namespace openbook

@@ -31,4 +31,5 @@ NB_MODULE(_native, m) {
   bind_optim(m);
   bind_gemm(m);
   bind_decoder(m);
+  bind_attention(m);
 }
