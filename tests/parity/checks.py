@@ -50,7 +50,7 @@ def make_ours(config: ModelConfig) -> CausalModel:
     """A model with norms unlike 1, biases unlike 0, and matrices large enough for attention to matter."""
     model = build_model(config, TorchOps())
     generator = torch.Generator().manual_seed(3)
-    init_weights(model, 3)
+    init_weights(model, 7)
     with torch.no_grad():
         for parameter in model.parameters():
             scale = 0.3 if parameter.dim() == 1 else 0.2
