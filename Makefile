@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-peers lint docs
+.PHONY: help setup demo test test-all test-peers test-arm64 lint docs
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -38,12 +38,15 @@ demo: setup  ## check the bundled model and watch it solve five fresh problems
 test: setup  ## run the tests that finish in minutes
 	$(PYTEST)
 
-test-all: setup  ## run every test but test-peers, the long ones included
-	$(PYTEST) -m 'not cuda and not peers'
+test-all: setup  ## run every test but test-peers and test-arm64, the long ones included
+	$(PYTEST) -m 'not cuda and not peers and not arm64'
 
 test-peers: setup  ## compare with llama.cpp, which is built first: some 12 minutes on one core
 	$(PIP) install --quiet --editable '.[dev,peers]'
 	$(PYTEST) -m peers
+
+test-arm64: setup  ## compare the kernels' bits on arm64, under qemu: needs qemu-user, g++-aarch64-linux-gnu and cmake
+	$(PYTEST) -n 0 -m arm64
 
 lint: setup  ## style, types and the order of imports
 	$(BIN)/ruff check
