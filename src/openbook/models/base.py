@@ -47,8 +47,11 @@ class CausalModel(nn.Module):
 
     def project(self, hidden: Tensor) -> Tensor:
         """hidden [..., D] to logits [..., V]."""
+        return self.ops.linear(hidden, self._multiplied_output_weight())
+
+    def _multiplied_output_weight(self) -> Tensor:
         blocked = self.blocked_output_weight
-        return self.ops.linear(hidden, self.output_weight if blocked is None else blocked)
+        return self.output_weight if blocked is None else blocked
 
     def place_images(
         self, prompts: Sequence[Sequence[int]], patches: Sequence[Sequence[Tensor]], grids: Sequence[Sequence[Grid]]
@@ -81,8 +84,10 @@ class CausalModel(nn.Module):
         hidden = self.hidden_states(ids, context, trained)
         targets_M = targets.flatten()
         if trained is None:
-            return self.ops.softmax_cross_entropy(self.project(hidden.flatten(0, 1)), targets_M)
-        return self.ops.softmax_cross_entropy(self.project(hidden), targets_M.index_select(0, trained))
+            hidden = hidden.flatten(0, 1)
+        else:
+            targets_M = targets_M.index_select(0, trained)
+        return self.ops.linear_cross_entropy(hidden, self._multiplied_output_weight(), targets_M)
 
     def initial_deviation(self, name: str) -> float:
         """The standard deviation from which training draws the matrix `name` at its start."""

@@ -49,9 +49,13 @@ Matrices: TypeAlias = "Tensor | PackedMatrices"
 
 
 class Ops(Protocol):
-    """What a backend provides. All float tensors of one call share a dtype unless said otherwise."""
+    """What a backend provides. All float tensors of one call share a dtype unless said otherwise.
+
+    is_exact: the bits are the same on every machine; what computes around the backend keeps to that too.
+    """
 
     name: str
+    is_exact: bool
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [..., D_in] times weight [D_out, D_in] transposed, plus bias [D_out]: [..., D_out]."""
@@ -64,6 +68,9 @@ class Ops(Protocol):
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
         """Layer normalisation over the last axis (arXiv 1607.06450)."""
+
+    def rope_tables(self, positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin of positions int64 [...] times frequencies float32 [J], in float32: each [..., J]."""
 
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Rotate x [B, T, N, H] by cos, sin [B, T, H/2], halves paired as (i, i + H/2) (arXiv 2104.09864)."""
@@ -137,3 +144,6 @@ class Ops(Protocol):
 
         logits [M, V], targets int64 [M]; a negative target is ignored.
         """
+
+    def linear_cross_entropy(self, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        """`softmax_cross_entropy` of the logits `linear(x, weight)`: x [M, D], weight [V, D], targets int64 [M]."""

@@ -35,6 +35,7 @@ class TorchOps:
     """The arithmetic through torch.nn.functional; holds no state, so one instance serves any number of models."""
 
     name = "torch"
+    is_exact = False
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """See `Ops.linear`; the weight may be blocked."""
@@ -56,6 +57,11 @@ class TorchOps:
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
         """See `Ops.layer_norm`."""
         return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
+
+    def rope_tables(self, positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Ops.rope_tables`."""
+        angles = positions[..., None].float() * frequencies
+        return angles.cos(), angles.sin()
 
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """See `Ops.rope`."""
@@ -175,6 +181,10 @@ class TorchOps:
     def softmax_cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         """See `Ops.softmax_cross_entropy`."""
         return F.cross_entropy(logits.float(), targets.clamp_min(-1), ignore_index=-1, reduction="sum")
+
+    def linear_cross_entropy(self, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        """See `Ops.linear_cross_entropy`."""
+        return self.softmax_cross_entropy(self.linear(x, weight), targets)
 
 
 def _attend_to_all(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

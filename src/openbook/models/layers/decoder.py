@@ -88,7 +88,7 @@ class DecoderModel(CausalModel, Generic[ConfigT]):
     def rope(self, context: AttentionContext, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos and sin for all layers, each [B, T, rope_dim / 2]."""
         config = self.config
-        return rope_tables(context.positions, config.rope_dim, config.rope_theta, dtype, config.rope_scaling)
+        return rope_tables(self.ops, context.positions, config.rope_dim, config.rope_theta, dtype, config.rope_scaling)
 
     def hidden_states(self, ids: Tensor, context: AttentionContext, wanted: Tensor | None = None) -> Tensor:
         """See `CausalModel.hidden_states`."""

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from openbook.models.config import RopeScaling
+from openbook.models.rope_frequencies import exact_frequencies
+from openbook.ops.base import Ops
 
 
 def rope_tables(
-    positions: Tensor, dim: int, theta: float, dtype: torch.dtype, scaling: RopeScaling | None = None
+    ops: Ops, positions: Tensor, dim: int, theta: float, dtype: torch.dtype, scaling: RopeScaling | None = None
 ) -> tuple[Tensor, Tensor]:
     """cos and sin of position times frequency, computed in float32: each [B, T, dim / 2] in `dtype`.
 
@@ -21,12 +23,15 @@ def rope_tables(
         positions: int64 [B, T].
         dim: number of features that are rotated.
     """
-    exponents_J = torch.arange(0, dim, 2, device=positions.device, dtype=torch.float32) / dim
-    frequencies_J, factor = 1.0 / theta**exponents_J, 1.0
-    if scaling is not None:
-        frequencies_J, factor = scale_frequencies(frequencies_J, theta, scaling)
-    angles_BTJ = positions[..., None].float() * frequencies_J
-    cos, sin = angles_BTJ.cos(), angles_BTJ.sin()
+    if ops.is_exact:
+        exact, factor = exact_frequencies(dim, theta, scaling)
+        frequencies_J = torch.tensor(exact, dtype=torch.float32)
+    else:
+        exponents_J = torch.arange(0, dim, 2, device=positions.device, dtype=torch.float32) / dim
+        frequencies_J, factor = 1.0 / theta**exponents_J, 1.0
+        if scaling is not None:
+            frequencies_J, factor = scale_frequencies(frequencies_J, theta, scaling)
+    cos, sin = ops.rope_tables(positions, frequencies_J)
     if factor != 1.0:
         cos, sin = cos * factor, sin * factor
     return cos.to(dtype), sin.to(dtype)

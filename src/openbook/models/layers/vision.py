@@ -25,6 +25,7 @@ class VisionTower(nn.Module):
     def __init__(self, config: VisionConfig, ops: Ops) -> None:
         super().__init__()
         self.config = config
+        self.ops = ops
         # A convolution whose step is its own size is a product.
         self.patch_embed = Linear(config.patch_dim, config.embed_dim, ops)
         self.layers = nn.ModuleList(VisionLayer(config, ops) for _ in range(config.depth))
@@ -52,7 +53,7 @@ class VisionTower(nn.Module):
         config = self.config
         places_P2 = patch_places(grid, config.spatial_merge_size).to(like.device)
         half = config.embed_dim // config.num_heads // 2
-        cos_P2J, sin_P2J = rope_tables(places_P2, half, config.rope_theta, like.dtype)
+        cos_P2J, sin_P2J = rope_tables(self.ops, places_P2, half, config.rope_theta, like.dtype)
         return cos_P2J.flatten(1)[None], sin_P2J.flatten(1)[None]
 
 

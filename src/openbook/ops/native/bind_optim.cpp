@@ -1,5 +1,7 @@
 #include <nanobind/stl/vector.h>
 
+#include <cmath>
+#include <initializer_list>
 #include <vector>
 
 #include "bindings.h"
@@ -20,23 +22,24 @@ void check_sizes(std::initializer_list<std::size_t> sizes) {
   }
 }
 
-std::vector<float> squared_norms(const std::vector<ConstFloats1>& arrays) {
+float norm(const std::vector<ConstFloats1>& arrays) {
   struct Part {
     const float* data;
     std::int64_t size;
   };
   std::vector<Part> parts;
   for (const ConstFloats1& array : arrays) parts.push_back({array.data(), static_cast<std::int64_t>(array.shape(0))});
-  std::vector<float> norms(arrays.size());
-  {
-    const nb::gil_scoped_release release;
-    const auto kernel = optim_kernels().squared_norm;
-    parallel_for(static_cast<std::int64_t>(parts.size()), [&](std::int64_t i) {
-      const std::size_t at = static_cast<std::size_t>(i);
-      norms[at] = kernel(parts[at].data, parts[at].size);
-    });
-  }
-  return norms;
+  std::vector<float> squares(arrays.size());
+  const nb::gil_scoped_release release;
+  const auto kernel = optim_kernels().squared_norm;
+  parallel_for(static_cast<std::int64_t>(parts.size()), [&](std::int64_t i) {
+    const std::size_t at = static_cast<std::size_t>(i);
+    squares[at] = kernel(parts[at].data, parts[at].size);
+  });
+  const FloatMode mode;
+  float total = 0.0f;
+  for (const float square : squares) total += square;
+  return std::sqrt(total);
 }
 
 void scale(Floats1 x, float factor) {
@@ -88,7 +91,8 @@ void combine(ConstFloats1 x, ConstFloats1 y, Floats1 out, float a, float b) {
 }  // namespace
 
 void bind_optim(nb::module_& m) {
-  m.def("squared_norms", &squared_norms, nb::arg("arrays"), "The sum of squares of each float32 array [n].");
+  m.def("norm", &norm, nb::arg("arrays"),
+        "The L2 norm of float32 arrays [n] together: squares of each in 16 lanes, then arrays in their order.");
   m.def("scale", &scale, nb::arg("x"), nb::arg("factor"), "float32 x [n] times a number, in place.");
   m.def("adamw", &adamw, nb::arg("weight"), nb::arg("mean"), nb::arg("square"), nb::arg("grad"), nb::arg("decay"),
         nb::arg("one_minus_beta1"), nb::arg("beta2"), nb::arg("one_minus_beta2"), nb::arg("root_bias"), nb::arg("eps"),

@@ -1,4 +1,4 @@
-#include <vector>
+#include <cstring>
 
 #include "bindings.h"
 #include "softmax_kernels.h"
@@ -40,29 +40,29 @@ void softmax_backward(ConstFloats2 grad, ConstFloats2 y, Floats2 dx) {
   });
 }
 
-void cross_entropy(nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> logits, ConstInts1 targets,
-                   Floats1 losses, bool in_place) {
+void cross_entropy(ConstFloats2 logits, ConstInts1 targets, Floats1 losses, Floats2 dlogits) {
   const std::int64_t rows = static_cast<std::int64_t>(logits.shape(0)), size = static_cast<std::int64_t>(logits.shape(1));
-  if (targets.shape(0) != logits.shape(0) || losses.shape(0) != logits.shape(0)) {
-    throw nb::value_error("cross_entropy: expected logits [M, V], targets [M], losses [M]");
+  const bool has_gradient = dlogits.shape(0) != 0;
+  if (targets.shape(0) != logits.shape(0) || losses.shape(0) != logits.shape(0) ||
+      (has_gradient && (dlogits.shape(0) != logits.shape(0) || dlogits.shape(1) != logits.shape(1)))) {
+    throw nb::value_error("cross_entropy: expected logits and dlogits [M, V], targets and losses [M]");
   }
   const std::int64_t* ts = targets.data();
   for (std::int64_t row = 0; row < rows; ++row) {
     if (ts[row] >= size) throw nb::index_error("cross_entropy: a target is past the last logit");
   }
-  float *xs = logits.data(), *ls = losses.data();
+  const float* xs = logits.data();
+  float *ls = losses.data(), *dxs = has_gradient ? dlogits.data() : nullptr;
   const nb::gil_scoped_release release;
   const auto kernel = softmax_kernels().cross_entropy;
   parallel_ranges(rows, kGrain / (size + 1) + 1, [=](std::int64_t begin, std::int64_t end) {
     for (std::int64_t row = begin; row < end; ++row) {
-      float* x = xs + row * size;
+      float* dx = has_gradient ? dxs + row * size : nullptr;
       if (ts[row] >= 0) {
-        ls[row] = kernel(x, ts[row], in_place ? x : nullptr, size);
+        ls[row] = kernel(xs + row * size, ts[row], dx, size);
       } else {
         ls[row] = 0.0f;
-        if (in_place) {
-          for (std::int64_t i = 0; i < size; ++i) x[i] = 0.0f;
-        }
+        if (has_gradient) std::memset(dx, 0, sizeof(float) * static_cast<std::size_t>(size));
       }
     }
   });
@@ -79,9 +79,9 @@ void bind_softmax(nb::module_& m) {
   m.def("softmax_forward", &softmax_forward, nb::arg("x"), nb::arg("out"), "float32 x [M, V] to out [M, V].");
   m.def("softmax_backward", &softmax_backward, nb::arg("grad"), nb::arg("y"), nb::arg("dx"),
         "grad and the softmax y [M, V] to dx [M, V].");
-  m.def("cross_entropy", &cross_entropy, nb::arg("logits"), nb::arg("targets"), nb::arg("losses"), nb::arg("in_place"),
-        "losses [M] of logits [M, V] at int64 targets [M], 0 where a target is negative; in_place: the logits become "
-        "their gradient.");
+  m.def("cross_entropy", &cross_entropy, nb::arg("logits"), nb::arg("targets"), nb::arg("losses"), nb::arg("dlogits"),
+        "losses [M] of logits [M, V] at int64 targets [M], 0 where a target is negative; dlogits [M, V] gets their "
+        "gradient: it may be the logits themselves, or empty.");
   m.def("sum", &sum, nb::arg("x"), "float32 x [n], added up in 16 lanes.");
 }
 
