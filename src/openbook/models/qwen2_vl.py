@@ -58,9 +58,7 @@ class Qwen2VL(Qwen2):
 
     def _rope(self, positions_3BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         config = self.config
-        tables = rope_tables(
-            self.ops, positions_3BT, config.rope_dim, config.rope_theta, dtype, config.rope_scaling
-        )
+        tables = rope_tables(self.ops, positions_3BT, config.rope_dim, config.rope_theta, dtype, config.rope_scaling)
         cos_BTJ, sin_BTJ = (
             torch.cat(
                 [part[axis] for axis, part in enumerate(torch.split(table, list(config.mrope_section), dim=-1))], dim=-1

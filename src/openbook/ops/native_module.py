@@ -11,8 +11,8 @@ def require_native() -> ModuleType:
     """The module `openbook.ops._native`.
 
     Raises:
-        UserError: the package was installed without a compiler, this CPU lacks what the kernels need, or the environment
-            variable OPENBOOK_ISA names no instruction set of it.
+        UserError: the package was installed without a compiler, this CPU lacks what the kernels need, or the
+            environment variable OPENBOOK_ISA names none of its instruction sets.
     """
     try:
         from openbook.ops import _native

@@ -41,28 +41,37 @@ void erf_all(const float* x, float* out, std::int64_t size) {
 void sigmoid_all(const float* x, float* out, std::int64_t size) {
   map(x, out, size, [](Vec a) { return sigmoid(a); });
 }
+// s = sigmoid(x) and 1 - s, each with its own small relative error: a difference of what is nearly equal has none.
+struct Shares {
+  Vec s, rest;
+};
+OPENBOOK_INLINE Shares shares(Vec x) {
+  const Vec e = exp(neg(abs(x))), total = add(e, one());
+  const Mask is_below = less(x, splat(0.0f));
+  return {div(select(is_below, e, one()), total), div(select(is_below, one(), e), total)};
+}
+// The slope of y s(y) where y = x or a multiple of it: s (1 + y (1 - s)).
+OPENBOOK_INLINE Vec swish_slope(Vec y, Shares of_y) { return mul(of_y.s, fma(y, of_y.rest, one())); }
+
 void sigmoid_backward(const float* grad, const float* x, float* dx, std::int64_t size) {
   map_gradient(grad, x, dx, size, [](Vec a) {
-    const Vec s = sigmoid(a);
-    return mul(s, sub(one(), s));
+    const Shares of_a = shares(a);
+    return mul(of_a.s, of_a.rest);
   });
 }
 
-OPENBOOK_INLINE Vec gelu_tanh_of(Vec a) {
-  return tanh(mul(a, fma(splat(kRoot2OverPi * kCube), mul(a, a), splat(kRoot2OverPi))));
+OPENBOOK_INLINE Vec gelu_tanh_argument(Vec a) {
+  return mul(a, fma(splat(2.0f * kRoot2OverPi * kCube), mul(a, a), splat(2.0f * kRoot2OverPi)));
 }
 void gelu_tanh(const float* x, float* out, std::int64_t size) {
-  map(x, out, size, [](Vec a) {
-    const Vec half = mul(a, splat(0.5f));
-    return fma(half, gelu_tanh_of(a), half);
-  });
+  map(x, out, size, [](Vec a) { return mul(a, sigmoid(gelu_tanh_argument(a))); });
 }
 void gelu_tanh_backward(const float* grad, const float* x, float* dx, std::int64_t size) {
-  // With t = tanh(u): (1 + t) / 2 + x / 2 (1 - t^2) du/dx.
+  // With s = s(u): s (1 + x du/dx (1 - s)).
   map_gradient(grad, x, dx, size, [](Vec a) {
-    const Vec t = gelu_tanh_of(a), half = mul(a, splat(0.5f));
-    const Vec slope = fma(splat(3.0f * kRoot2OverPi * kCube), mul(a, a), splat(kRoot2OverPi));
-    return fma(mul(half, slope), fma(neg(t), t, one()), fma(t, splat(0.5f), splat(0.5f)));
+    const Shares of_u = shares(gelu_tanh_argument(a));
+    const Vec slope = fma(splat(6.0f * kRoot2OverPi * kCube), mul(a, a), splat(2.0f * kRoot2OverPi));
+    return mul(of_u.s, fma(mul(a, slope), of_u.rest, one()));
   });
 }
 
@@ -85,8 +94,8 @@ void gelu_sigmoid(const float* x, float* out, std::int64_t size) {
 }
 void gelu_sigmoid_backward(const float* grad, const float* x, float* dx, std::int64_t size) {
   map_gradient(grad, x, dx, size, [](Vec a) {
-    const Vec scaled = mul(a, splat(kQuick)), s = sigmoid(scaled);
-    return mul(s, fma(scaled, sub(one(), s), one()));
+    const Vec scaled = mul(a, splat(kQuick));
+    return swish_slope(scaled, shares(scaled));
   });
 }
 
@@ -99,9 +108,10 @@ void silu_mul(const float* gate, const float* up, float* out, std::int64_t size)
 void silu_mul_backward(const float* grad, const float* gate, const float* up, float* dgate, float* dup,
                        std::int64_t size) {
   for_lanes(size, [&](std::int64_t i, auto lanes) {
-    const Vec d = lanes.load(grad + i), g = lanes.load(gate + i), s = sigmoid(g);
-    lanes.store(dgate + i, mul(mul(d, lanes.load(up + i)), mul(s, fma(g, sub(one(), s), one()))));
-    lanes.store(dup + i, mul(d, mul(g, s)));
+    const Vec d = lanes.load(grad + i), g = lanes.load(gate + i);
+    const Shares of_g = shares(g);
+    lanes.store(dgate + i, mul(mul(d, lanes.load(up + i)), swish_slope(g, of_g)));
+    lanes.store(dup + i, mul(d, mul(g, of_g.s)));
   });
 }
 
@@ -132,12 +142,13 @@ void clamped_swiglu_backward(const float* grad, const float* gate_up, float* dga
     const Pairs pairs(gate_up + 2 * i, n);
     const Vec gate = load(pairs.gate), up = load(pairs.up), d = lanes.load(grad + i);
     const Vec g = min(splat(limit), gate), u = max(splat(-limit), min(splat(limit), up));
-    const Vec scaled = mul(g, splat(alpha)), s = sigmoid(scaled), zero = splat(0.0f);
-    const Vec dg = mul(mul(d, add(u, one())), mul(s, fma(scaled, sub(one(), s), one())));
+    const Vec scaled = mul(g, splat(alpha)), zero = splat(0.0f);
+    const Shares of_g = shares(scaled);
+    const Vec dg = mul(mul(d, add(u, one())), swish_slope(scaled, of_g));
     float dgate[kLanes], dup[kLanes];
     // Nothing passes where a value was cut off.
     store(dgate, select(less(splat(limit), gate), zero, dg));
-    store(dup, select(less(splat(limit), abs(up)), zero, mul(d, mul(g, s))));
+    store(dup, select(less(splat(limit), abs(up)), zero, mul(d, mul(g, of_g.s))));
     for (std::int64_t j = 0; j < n; ++j) {
       dgate_up[2 * (i + j)] = dgate[j];
       dgate_up[2 * (i + j) + 1] = dup[j];

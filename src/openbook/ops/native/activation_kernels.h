@@ -1,4 +1,5 @@
-// Functions of each element, forward and backward; s is `sigmoid`, the rest as math.h has it.
+// Functions of each element, forward and backward; s is `sigmoid` of math.h. In gradients s and its rest 1 - s are
+// quotients of e^-|x| and 1 by 1 + e^-|x|, so that neither is a difference.
 #pragma once
 
 #include <cstdint>
@@ -12,10 +13,10 @@ using PointwiseGradient = void (*)(const float* grad, const float* x, float* dx,
 
 struct ActivationKernels {
   Pointwise exp, log, tanh, erf, sigmoid;
-  // dx = grad * (s * (1 - s)).
+  // dx = grad * (s * rest).
   PointwiseGradient sigmoid_backward;
 
-  // h = x / 2, u = x * fma(k c, x^2, k) with k = sqrt(2 / pi) and c = 0.044715: out = fma(h, tanh(u), h).
+  // u = x * fma(2 k c, x^2, 2 k) with k = sqrt(2 / pi) and c = 0.044715: out = x * s(u), as (1 + tanh(u / 2)) / 2 = s(u).
   Pointwise gelu_tanh;
   PointwiseGradient gelu_tanh_backward;
   // h = x / 2: out = fma(h, erf(x sqrt(1/2)), h).
@@ -27,7 +28,7 @@ struct ActivationKernels {
 
   // out = (gate * s(gate)) * up.
   void (*silu_mul)(const float* gate, const float* up, float* out, std::int64_t size);
-  // dup = grad * (gate * s); dgate = (grad * up) * (s * fma(gate, 1 - s, 1)).
+  // dup = grad * (gate * s); dgate = (grad * up) * (s * fma(gate, rest, 1)).
   void (*silu_mul_backward)(const float* grad, const float* gate, const float* up, float* dgate, float* dup,
                             std::int64_t size);
 
