@@ -19,7 +19,7 @@ try:
 except UserError:  # `ExactOps` says it to whoever makes one
     pass
 else:
-    from openbook.ops import exact_elementwise, exact_linear, exact_moe
+    from openbook.ops import exact_attention, exact_elementwise, exact_linear, exact_moe
 
 # Tables are kept up to this position; those beyond are computed each time.
 _MOST_KEPT = 1 << 16
@@ -76,16 +76,12 @@ class ExactOps:
 
     def prepare_mask(self, mask: AttentionMask, dtype: torch.dtype) -> AttentionMask:
         """See `Ops.prepare_mask`."""
-        from openbook.ops import exact_attention
-
         return exact_attention.prepare_exact_mask(mask)
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask | None, scale: float, sinks: Tensor | None = None
     ) -> Tensor:
         """See `Ops.attention`."""
-        from openbook.ops import exact_attention
-
         return exact_attention.exact_attention(q, k, v, mask, scale, sinks)
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
