@@ -5,21 +5,6 @@
 namespace openbook::OPENBOOK_ISA {
 namespace {
 
-Size whole_vectors(Size size) { return (size + kLanes - 1) / kLanes * kLanes; }
-
-// Hands out pieces of the scratch, each aligned to a vector.
-struct Scratch {
-  float* next;
-
-  float* floats(Size count) {
-    float* taken = next;
-    next += whole_vectors(count);
-    return taken;
-  }
-  const float** pointers(Size count) { return reinterpret_cast<const float**>(floats(2 * count)); }
-  std::int32_t* integers(Size count) { return reinterpret_cast<std::int32_t*>(floats(count)); }
-};
-
 // Blocks that `num_keys` keys can take up, wherever the first of them lies in its block.
 Size most_blocks(Size num_keys) { return num_keys / kLanes + 2; }
 
@@ -28,18 +13,6 @@ void zero(float* x, Size size) { std::memset(x, 0, sizeof(float) * static_cast<s
 void copy_row(const float* from, Size size, float* to, Size width) {
   std::memcpy(to, from, sizeof(float) * static_cast<std::size_t>(size));
   zero(to + size, width - size);
-}
-
-// out[d] = x[d] * factor + 0.0f
-void write_row(const float* x, Size size, float factor, float* out) {
-  for (Size d = 0; d < size; d += kLanes) {
-    const Vec y = add(mul(load(x + d), splat(factor)), splat(0.0f));
-    if (d + kLanes <= size) {
-      store(out + d, y);
-    } else {
-      store_first(out + d, y, static_cast<int>(size - d));
-    }
-  }
 }
 
 // Keys (or values) of a segment from slot `begin` to before `end`. Slots count from the block of 16 positions in which the
@@ -108,7 +81,7 @@ void forward(const AttentionForward& args, const Segment& segment, Size kv_head,
   const QueryRows rows = {&plan, group, kv_head * group, query_begin};
   const Slots slots = {lead + plan.visible_begin[query_begin], lead + plan.visible_end[query_end - 1], lead};
   const Size num_blocks = slots.num_blocks() > 0 ? slots.num_blocks() : 0, base = slots.base();
-  Scratch room = {scratch};
+  Room room = {scratch};
   const float** key_blocks = room.pointers(num_blocks);
   const float** value_blocks = room.pointers(num_blocks);
   float* q = room.floats(kTileRows * H);
@@ -118,34 +91,26 @@ void forward(const AttentionForward& args, const Segment& segment, Size kv_head,
   pack_rows(args.v, segment, plan.keys, kv_head, value_dim, value_width, slots,
             room.floats(num_blocks * kLanes * value_width), value_blocks);
 
+  const Sight sight = {key_blocks, {value_blocks, value_width, value_width}, H, shape.scale};
   const Size num_rows = (query_end - query_begin) * group;
   for (Size first = 0; first < num_rows; first += kTileRows) {
-    const int count = static_cast<int>(num_rows - first < kTileRows ? num_rows - first : kTileRows);
-    std::int32_t begin[kTileRows], end[kTileRows];
-    for (int r = 0; r < count; ++r) {
-      std::memcpy(q + r * H, args.q.at(segment.row, rows.token(first + r), rows.head(first + r)),
-                  sizeof(float) * static_cast<std::size_t>(H));
-      begin[r] = static_cast<std::int32_t>(rows.begin(first + r, lead) - base);
-      end[r] = static_cast<std::int32_t>(rows.end(first + r, lead) - base);
+    RowTile tile;
+    tile.count = static_cast<int>(num_rows - first < kTileRows ? num_rows - first : kTileRows);
+    for (int r = 0; r < tile.count; ++r) {
+      const Size head = rows.head(first + r);
+      copy_row(args.q.at(segment.row, rows.token(first + r), head), H, q + r * H, H);
+      tile.begin[r] = static_cast<std::int32_t>(rows.begin(first + r, lead) - base);
+      tile.end[r] = static_cast<std::int32_t>(rows.end(first + r, lead) - base);
+      tile.sinks[r] = args.sinks != nullptr ? args.sinks + head : nullptr;
     }
-    const Size first_block = begin[0] / kLanes, last_block = (end[count - 1] + kLanes - 1) / kLanes;
-    const Size stride = kLanes * num_blocks;
-    dot_blocks(count, q, H, key_blocks + first_block, last_block - first_block, H, shape.scale,
-               scores + kLanes * first_block, stride);
-    SoftmaxStats stats[kTileRows];
-    for (int r = 0; r < count; ++r) {
-      const float* sink = args.sinks != nullptr ? args.sinks + rows.head(first + r) : nullptr;
-      stats[r] = begin[r] < end[r] ? exp_row(scores + r * stride, begin[r], end[r], sink) : SoftmaxStats{0.0f, 0.0f};
-    }
-    zero(out, count * value_width);
-    add_ranges<true>(count, begin, end, {scores, stride}, {value_blocks, value_width, value_width}, out, value_width);
-    for (int r = 0; r < count; ++r) {
+    attend(tile, q, sight, scores, kLanes * num_blocks, out, value_width);
+    for (int r = 0; r < tile.count; ++r) {
       const Size token = rows.token(first + r), head = rows.head(first + r);
-      write_row(out + r * value_width, value_dim, stats[r].inverse, args.out.at(segment.row, token, head));
+      write_row(out + r * value_width, value_dim, tile.stats[r].inverse, args.out.at(segment.row, token, head));
       if (args.maxima == nullptr) continue;
       const Size index = (segment.row * shape.num_tokens + token) * shape.num_heads + head;
-      args.maxima[index] = stats[r].maximum;
-      args.inverses[index] = stats[r].inverse;
+      args.maxima[index] = tile.stats[r].maximum;
+      args.inverses[index] = tile.stats[r].inverse;
     }
   }
 }
@@ -221,7 +186,7 @@ void backward(const AttentionBackward& args, const Segment& segment, Size kv_hea
   const QueryRows rows = {&plan, group, kv_head * group, segment.query_begin};
   const Slots slots = {lead, lead + segment.key_end - segment.key_begin, lead};
   const Size num_blocks = slots.num_blocks(), num_slots = kLanes * num_blocks;
-  Scratch room = {scratch};
+  Room room = {scratch};
   const float** key_columns = room.pointers(num_blocks);
   const float** key_rows = room.pointers(num_blocks);
   const float** value_columns = room.pointers(num_blocks);

@@ -240,4 +240,63 @@ inline SoftmaxStats exp_row(float* scores, Size begin, Size end, const float* si
   return {maximum, 1.0f / denominator};
 }
 
+// Keys in blocks [key_dim, 16] and values in blocks of 16 rows: what a tile of query rows looks at.
+struct Sight {
+  const float* const* keys;
+  BlockedRows values;
+  Size key_dim;
+  float scale;
+};
+
+// A tile of query rows. Ranges count from the first key of the first block; neither begins nor ends descend.
+struct RowTile {
+  int count;
+  std::int32_t begin[kTileRows], end[kTileRows];
+  const float* sinks[kTileRows];  // null, or a score beside those of the keys
+  SoftmaxStats stats[kTileRows];  // what comes out; zeros for a row that sees nothing
+};
+
+// sums[r] = sum over visible keys of exp(score - maximum) * value, not yet divided by the denominator.
+// q: [count, key_dim]. scores: room for `stride` floats a row, as many as all blocks hold.
+inline void attend(RowTile& tile, const float* q, const Sight& sight, float* scores, Size stride, float* sums,
+                   Size sums_stride) {
+  const Size first = tile.begin[0] / kLanes, last = (tile.end[tile.count - 1] + kLanes - 1) / kLanes;
+  dot_blocks(tile.count, q, sight.key_dim, sight.keys + first, last - first, sight.key_dim, sight.scale,
+             scores + kLanes * first, stride);
+  for (int r = 0; r < tile.count; ++r) {
+    const bool is_blind = tile.begin[r] >= tile.end[r];
+    tile.stats[r] = is_blind ? SoftmaxStats{0.0f, 0.0f}
+                             : exp_row(scores + r * stride, tile.begin[r], tile.end[r], tile.sinks[r]);
+  }
+  std::memset(sums, 0, sizeof(float) * static_cast<std::size_t>(tile.count * sums_stride));
+  add_ranges<true>(tile.count, tile.begin, tile.end, {scores, stride}, sight.values, sums, sums_stride);
+}
+
+// out[d] = x[d] * factor + 0.0f; x has room for a whole number of vectors.
+inline void write_row(const float* x, Size size, float factor, float* out) {
+  for (Size d = 0; d < size; d += kLanes) {
+    const Vec y = add(mul(load(x + d), splat(factor)), splat(0.0f));
+    if (d + kLanes <= size) {
+      store(out + d, y);
+    } else {
+      store_first(out + d, y, static_cast<int>(size - d));
+    }
+  }
+}
+
+OPENBOOK_INLINE Size whole_vectors(Size size) { return (size + kLanes - 1) / kLanes * kLanes; }
+
+// Hands out pieces of a scratch, each aligned to a vector.
+struct Room {
+  float* next;
+
+  float* floats(Size count) {
+    float* taken = next;
+    next += whole_vectors(count);
+    return taken;
+  }
+  const float** pointers(Size count) { return reinterpret_cast<const float**>(floats(2 * count)); }
+  std::int32_t* integers(Size count) { return reinterpret_cast<std::int32_t*>(floats(count)); }
+};
+
 }  // namespace openbook::OPENBOOK_ISA

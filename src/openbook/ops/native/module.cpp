@@ -32,4 +32,5 @@ NB_MODULE(_native, m) {
   bind_gemm(m);
   bind_decoder(m);
   bind_attention(m);
+  bind_paged_attention(m);
 }

@@ -1,0 +1,169 @@
+"""Attention over pages: equal to the bit to a pass over whole rows, in any chunks, batch and order."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from openbook.ops.base import AttentionMask
+
+_native = pytest.importorskip("openbook.ops._native")
+from openbook.ops.exact_attention import exact_attention  # noqa: E402
+
+Floats = NDArray[np.float32]
+
+LENGTHS = [75, 1, 16, 33, 130]
+SCALE = 0.3
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    isa, threads = _native.isa(), _native.num_threads()
+    yield
+    _native.set_isa(isa)
+    _native.set_num_threads(threads)
+
+
+class Sequences:
+    """Some sequences of random queries, keys and values, and pages full of NaN to keep them in."""
+
+    def __init__(self, N: int, K: int, H: int, window: int = 0, has_sinks: bool = False) -> None:
+        random = np.random.default_rng(0)
+        self.window = window
+        self.sinks = random.normal(size=N).astype(np.float32) if has_sinks else None
+        self.q = [random.normal(size=(n, N, H)).astype(np.float32) for n in LENGTHS]
+        self.k, self.v = ([random.normal(size=(n, K, H)).astype(np.float32) for n in LENGTHS] for _ in range(2))
+        pages = random.permutation(40).astype(np.int32)
+        self.tables = np.full((len(LENGTHS), 9), 39, np.int32)
+        for sequence, length in enumerate(LENGTHS):
+            used, pages = pages[: length // 16 + 1], pages[length // 16 + 1 :]
+            self.tables[sequence, : len(used)] = used
+        self.keys = np.full((40, K, H, 16), np.nan, np.float32)
+        self.values = np.full((40, K, 16, H), np.nan, np.float32)
+
+    def whole(self) -> list[Floats]:
+        """The result [n, N, H] of each sequence in one pass."""
+        results = []
+        for q, k, v in zip(self.q, self.k, self.v, strict=True):
+            positions = torch.arange(len(q))[None]
+            mask = AttentionMask(positions, positions, window=self.window or None)
+            sinks = None if self.sinks is None else torch.from_numpy(self.sinks)
+            tensors = [torch.from_numpy(x)[None] for x in (q, k, v)]
+            results.append(exact_attention(tensors[0], tensors[1], tensors[2], mask, SCALE, sinks)[0].numpy())
+        return results
+
+    def step(self, rows: Sequence[tuple[int, int]]) -> Floats:
+        """Appends the tokens (sequence, position) and returns their results [M, N, H]."""
+        sequences, positions = (np.array(x, np.int32) for x in zip(*rows, strict=True))
+        q, k, v = (np.stack([x[sequence][place] for sequence, place in rows]) for x in (self.q, self.k, self.v))
+        _native.write_kv(self.keys, self.values, self.tables, sequences, positions, k, v)
+        out = np.empty_like(q)
+        _native.paged_attention(
+            q, self.keys, self.values, self.tables, sequences, positions, SCALE, self.window, self.sinks, out
+        )
+        return out
+
+
+def chunks(size: int) -> Iterator[list[tuple[int, int]]]:
+    """Steps in which every sequence that has tokens left gets `size` of them."""
+    for start in range(0, max(LENGTHS), size):
+        yield [(s, p) for s, n in enumerate(LENGTHS) for p in range(start, min(start + size, n))]
+
+
+def one_by_one() -> Iterator[list[tuple[int, int]]]:
+    """Each sequence alone, whole."""
+    for sequence, length in enumerate(LENGTHS):
+        yield [(sequence, place) for place in range(length)]
+
+
+def shuffled() -> Iterator[list[tuple[int, int]]]:
+    """Tokens of all sequences in disorder, first what the others need."""
+    random = np.random.default_rng(1)
+    for step in chunks(16):
+        yield [step[i] for i in random.permutation(len(step))]
+
+
+STEPS = {
+    "chunks of 1": lambda: chunks(1),
+    "chunks of 16": lambda: chunks(16),
+    "chunks of 13": lambda: chunks(13),
+    "all at once": lambda: chunks(200),
+    "one by one": one_by_one,
+    "shuffled": shuffled,
+}
+
+
+def assert_equal_to_whole(cache: Sequences, steps: Iterator[list[tuple[int, int]]], expected: list[Floats]) -> None:
+    for rows in steps:
+        for (sequence, place), got in zip(rows, cache.step(rows), strict=True):
+            assert got.tobytes() == expected[sequence][place].tobytes()
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize(
+    ("N", "K", "H", "window", "has_sinks"),
+    [(6, 2, 32, 0, False), (3, 3, 20, 0, True), (9, 1, 16, 17, False), (4, 2, 80, 16, True)],
+)
+def test_bits_are_those_of_one_pass(steps: str, N: int, K: int, H: int, window: int, has_sinks: bool) -> None:
+    cache = Sequences(N, K, H, window, has_sinks)
+    assert_equal_to_whole(cache, STEPS[steps](), cache.whole())
+
+
+def test_bits_do_not_depend_on_instruction_set_or_threads() -> None:
+    expected = Sequences(6, 2, 48, 40, True).whole()
+    for isa, threads in itertools.product(_native.available_isas(), (1, 2, 8)):
+        _native.set_isa(isa)
+        _native.set_num_threads(threads)
+        for steps in ("chunks of 16", "all at once"):
+            assert_equal_to_whole(Sequences(6, 2, 48, 40, True), STEPS[steps](), expected)
+
+
+def test_one_row_over_a_long_sequence_has_the_same_bits_with_any_number_of_threads() -> None:
+    random = np.random.default_rng(0)
+    keys = random.normal(size=(130, 1, 24, 16)).astype(np.float32)
+    values = random.normal(size=(130, 1, 16, 24)).astype(np.float32)
+    q = random.normal(size=(1, 3, 24)).astype(np.float32)
+    table, sequence = random.permutation(130).astype(np.int32)[None], np.zeros(1, np.int32)
+    for window, position in ((0, 2073), (1500, 2050), (0, 255)):
+        found = set()
+        for isa, threads in itertools.product(_native.available_isas(), (1, 2, 3, 8)):
+            _native.set_isa(isa)
+            _native.set_num_threads(threads)
+            out, place = np.empty_like(q), np.array([position], np.int32)
+            _native.paged_attention(q, keys, values, table, sequence, place, 0.3, window, None, out)
+            found.add(out.tobytes())
+        assert len(found) == 1
+        k = keys[table[0]].transpose(0, 3, 1, 2).reshape(-1, 24)[: position + 1].astype(np.float64)
+        v = values[table[0]].reshape(-1, 24)[: position + 1].astype(np.float64)
+        k, v = (x[-window:] if window else x for x in (k, v))
+        weights = np.exp(q[0].astype(np.float64) @ k.T * 0.3)
+        np.testing.assert_allclose(out[0], weights @ v / weights.sum(1, keepdims=True), atol=1e-5)
+
+
+def test_pages_before_the_window_are_not_read() -> None:
+    cache = Sequences(4, 2, 32, window=16)
+    expected = cache.whole()
+    last = LENGTHS[-1] - 1
+    for rows in chunks(16):
+        cache.step(rows)
+    cache.tables[-1, :7] = 39  # given back, and full of NaN
+    assert cache.step([(4, last)])[0].tobytes() == expected[-1][last].tobytes()
+
+
+def test_rows_outside_of_the_tables_are_refused() -> None:
+    cache = Sequences(4, 2, 16)
+    cache.tables[0, 0] = 40
+    with pytest.raises(ValueError, match=r"^paged cache: a block table names a page that is not there$"):
+        cache.step([(0, 0)])
+    out, places = np.empty((1, 4, 16), np.float32), np.array([9 * 16], np.int32)
+    with pytest.raises(
+        ValueError, match=r"^paged cache: a row's sequence or position lies outside of the block tables$"
+    ):
+        _native.paged_attention(
+            out, cache.keys, cache.values, cache.tables, np.zeros(1, np.int32), places, 1.0, 0, None, out.copy()
+        )
