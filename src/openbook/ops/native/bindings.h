@@ -30,5 +30,6 @@ void bind_gemm(nb::module_& m);
 void bind_decoder(nb::module_& m);
 void bind_attention(nb::module_& m);
 void bind_paged_attention(nb::module_& m);
+void bind_quant(nb::module_& m);
 
 }  // namespace openbook

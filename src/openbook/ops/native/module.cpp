@@ -33,4 +33,5 @@ NB_MODULE(_native, m) {
   bind_decoder(m);
   bind_attention(m);
   bind_paged_attention(m);
+  bind_quant(m);
 }
