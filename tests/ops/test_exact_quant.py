@@ -239,7 +239,10 @@ def test_messages() -> None:
         (lambda: QuantMatrix.from_gguf([], "Q8_0", 64), "no rows, expected at least one part"),
         (lambda: QuantMatrix.from_packed(raw[0], "Q8_0", (5, 64)), "has 2176 bytes, not [68] of uint8: pack"),
         (lambda: matrix.linear(np.zeros((2, 32), np.float32)), "float32 of shape [2, 32], expected float32 [M, 64]"),
-        (lambda: matrix.linear(np.zeros((2, 64))), "x is float64 of shape"),
+        (
+            lambda: matrix.linear(np.zeros((2, 64))),  # type: ignore[arg-type]
+            "x is float64 of shape",
+        ),
         (
             lambda: matrix.linear(np.zeros((2, 64), np.float32), np.zeros(4, np.float32)),
             "bias is float32 [4], expected",

@@ -1,7 +1,8 @@
 """Products with quantised weights in the exact profile: what native/quant.h specifies, from Python and without torch.
 
-Weights stay in blocks of 32 as GGUF stores them, packed once for reading in order. Activations are rounded to int8, products
-are summed in int32, and scales are applied block after block: the same bits on every CPU, thread count and batch.
+Weights stay in blocks of 32 as GGUF stores them, packed once for reading in order. Activations are rounded to int8,
+products are summed in int32, and scales are applied block after block: the same bits on every CPU, thread count and
+batch.
 
 Shapes: M rows, K features in, N features out.
 """
@@ -47,8 +48,8 @@ class QuantMatrix:
         for part in parts:
             if part.dtype != np.uint8 or part.size == 0 or part.size % row_bytes:
                 raise UserError(
-                    f"{part.size} values of {part.dtype} are no rows of {num_columns} weights in {kind}: expected uint8 "
-                    f"bytes, {row_bytes} a row; check the file"
+                    f"{part.size} values of {part.dtype} are no rows of {num_columns} weights in {kind}: expected "
+                    f"uint8 bytes, {row_bytes} a row; check the file"
                 )
             rows.append(np.ascontiguousarray(part).reshape(-1, row_bytes))
         if not rows:
@@ -65,8 +66,8 @@ class QuantMatrix:
         """What `packed` was of a matrix of this kind and shape, under the same `LAYOUT`; it is kept, not copied.
 
         Raises:
-            UserError: there is no such kind, the bytes are not as many as the shape takes, or do not start at a multiple
-                of 64.
+            UserError: there is no such kind, or the bytes are not as many as the shape takes, or do not start at a
+                multiple of 64.
         """
         num_rows, num_columns = shape
         _row_bytes(kind, num_columns)
@@ -94,7 +95,8 @@ class QuantMatrix:
         """
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.shape[0]:
             raise UserError(
-                f"ids are from {int(ids.min())} to {int(ids.max())}, expected 0 to {self.shape[0] - 1}; check the tokenizer"
+                f"ids are from {int(ids.min())} to {int(ids.max())}, expected 0 to {self.shape[0] - 1}; check the "
+                "tokenizer"
             )
         out = np.empty((len(ids), self.shape[1]), np.float32)
         _native.quant_rows(self.native, np.ascontiguousarray(ids, np.int64), out)
