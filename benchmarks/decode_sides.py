@@ -42,14 +42,18 @@ class Spec(NamedTuple):
 
 
 class OpenbookSide:
-    """Openbook's runner of quantised weights; while there is none, its runner on torch in bfloat16."""
+    """The runner that `openbook.load` chooses for the file; while that is the one on torch, in bfloat16."""
 
     def __init__(self, spec: Spec) -> None:
+        # The one place that knows whether the native runner is there.
         self.runner: Any
-        if importlib.util.find_spec("openbook.engine.native_runner"):
-            from openbook.engine import native_runner
+        if importlib.util.find_spec("openbook.engine.load"):
+            from openbook.checkpoint.model_source import open_model
+            from openbook.engine.load import choose_runner
+            from openbook.ops import _native
 
-            self.runner = native_runner.load_runner(spec.path)
+            _native.set_num_threads(spec.threads)
+            self.runner = choose_runner(open_model(spec.path), "cpu", "float32")
         else:
             import torch
 

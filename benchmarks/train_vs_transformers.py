@@ -70,7 +70,7 @@ class Corpus(NamedTuple):
     max_tokens: int
 
 
-def make_corpus(folder: Path) -> Corpus:
+def make_corpus(folder: Path, num_documents: int = NUM_DOCUMENTS) -> Corpus:
     """The first documents of the last stage of nano's recipe."""
     recipe = load_recipe(RECIPE)
     stage = recipe.stages[-1]
@@ -78,7 +78,7 @@ def make_corpus(folder: Path) -> Corpus:
         sample_texts([entry for one in recipe.stages for entry in one.mixture], 200, recipe.seed), recipe.tokenizer
     )
     chat = Chat(tokenizer, default_template())
-    write_stage_data(folder, stage.name, stage.mixture, NUM_DOCUMENTS, 1, chat, recipe.data, 1)
+    write_stage_data(folder, stage.name, stage.mixture, num_documents, 1, chat, recipe.data, 1)
     documents = []
     for path in sorted(folder.glob("*.safetensors")):
         for tokens, mask, numbers in zip(*map_shard(path)[:3], strict=True):
