@@ -11,7 +11,7 @@ from torch import Tensor
 
 from openbook.checkpoint.convert import convert_model
 from openbook.checkpoint.gguf_map import save_gguf
-from openbook.checkpoint.key_map import to_hf
+from openbook.checkpoint.key_convert import to_hf
 from openbook.checkpoint.key_maps import KEY_MAPS
 from openbook.checkpoint.locate import locate
 from openbook.checkpoint.model_source import open_model

@@ -17,7 +17,7 @@ from transformers.cache_utils import MtpCache
 from transformers.modeling_layers import MtpModel
 
 from openbook.checkpoint.folder import load_model, load_prediction_head, save_model
-from openbook.checkpoint.key_map import to_hf
+from openbook.checkpoint.key_convert import to_hf
 from openbook.checkpoint.key_maps.deepseek import prediction_head_table
 from openbook.core.errors import UserError
 from openbook.models.base import CausalModel, init_weights

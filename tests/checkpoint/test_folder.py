@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from openbook.checkpoint.folder import load_config, load_model, save_model
-from openbook.checkpoint.key_map import from_hf, to_hf
+from openbook.checkpoint.key_convert import from_hf, to_hf
 from openbook.checkpoint.key_maps import KEY_MAPS
 from openbook.checkpoint.safetensors_io import load_tensors, save_tensors
 from openbook.core.errors import UserError

@@ -18,7 +18,7 @@ import transformers
 from torch import Tensor
 
 from openbook.checkpoint.folder import load_model, save_model
-from openbook.checkpoint.key_map import from_hf, to_hf
+from openbook.checkpoint.key_convert import from_hf, to_hf
 from openbook.checkpoint.key_maps import KEY_MAPS
 from openbook.models.base import CausalModel, init_weights
 from openbook.models.config import ModelConfig

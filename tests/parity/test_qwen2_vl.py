@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from openbook.checkpoint.folder import load_model, save_model
-from openbook.checkpoint.key_map import to_hf
+from openbook.checkpoint.key_convert import to_hf
 from openbook.checkpoint.key_maps import KEY_MAPS
 from openbook.core.errors import UserError
 from openbook.models.base import CausalModel

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from openbook.checkpoint.key_map import PLAIN_DTYPES, KeyMap, from_hf, spell_out, to_hf
+from openbook.checkpoint.key_convert import PLAIN_DTYPES, from_hf, to_hf
+from openbook.checkpoint.key_map import KeyMap, spell_out
 from openbook.checkpoint.key_maps import KEY_MAPS
 from openbook.checkpoint.key_maps.deepseek import prediction_head_table
 from openbook.checkpoint.model_files import CONFIG_FILE, WEIGHTS_FILE

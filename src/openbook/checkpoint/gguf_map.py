@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,16 @@ from openbook.checkpoint.gguf_io import (
     BlockFormat,
     Bytes,
     GgufFile,
-    GgufTensor,
     MetadataValue,
     TensorPlan,
     read_gguf,
     write_gguf,
 )
 from openbook.checkpoint.gguf_names import Rule, Values, rules_for
+from openbook.checkpoint.gguf_pieces import Piece, Recipe, recipes, unfitting
 from openbook.checkpoint.gguf_quant import dequantise, quantise, writable_format
-from openbook.checkpoint.key_map import names_in, require_names, to_hf
+from openbook.checkpoint.key_convert import to_hf
+from openbook.checkpoint.key_map import names_in, require_names
 from openbook.checkpoint.key_maps import KEY_MAPS
 from openbook.core.errors import UserError
 from openbook.models.config import ModelConfig
@@ -35,7 +35,6 @@ from openbook.ops.torch_ops import TorchOps
 # `general.file_type` by the type that was asked for (llama_ftype in llama.h).
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}
 _UNUSED_TOKEN = 5  # a token type
-_MOST_EXPERTS = 4096
 _MISMATCH = "weights and config.json do not belong together, fetch both again"
 
 
@@ -72,22 +71,7 @@ def load_gguf(source: Path | GgufFile, dtype: torch.dtype | None = None) -> tupl
     """
     file = read_gguf(source) if isinstance(source, Path) else source
     values = config_from_gguf(file)
-    readers: dict[str, Callable[[bool], Tensor]] = {}
-    unread = set(file.tensors) - _IGNORED
-    for rule, layer in _spelled_out(file):
-        parts = [file.tensors.get(name.format(layer=layer)) for name in rule.gguf]
-        found = [part for part in parts if part is not None]
-        if len(found) < len(parts) or not rule.is_meant(values):
-            continue
-        unread -= {part.name for part in found}
-        for name, pieces in _pieces(rule, layer, found, file.path):
-            readers.setdefault(name, _reader(name, rule, pieces, values, dtype, file.path))
-    if unread:
-        shown = ", ".join(sorted(unread)[:3]) + (f" and {len(unread) - 3} more" if len(unread) > 3 else "")
-        raise UserError(
-            f"{file.path} has tensors that {file.metadata['general.architecture']} models do not have: {shown}: use "
-            "another model"
-        )
+    readers = {name: _reader(name, recipe, values, dtype, file.path) for name, recipe in recipes(file, values).items()}
     return values, GgufTensors(readers)
 
 
@@ -141,69 +125,36 @@ def save_gguf(
     write_gguf(path, metadata, plans, data)
 
 
-# What the configuration says already.
-_IGNORED = frozenset({"rope_freqs.weight"})
-
-
-def _spelled_out(file: GgufFile) -> Iterator[tuple[Rule, int]]:
-    """As `rules_for`, for the layers that a file has."""
-    found = (re.match(r"blk\.(\d{1,5})\.", name) for name in file.tensors)
-    layers = sorted({int(match[1]) for match in found if match})
-    return rules_for(str(file.metadata["general.architecture"]), layers)
-
-
-def _pieces(rule: Rule, layer: int, found: list[GgufTensor], path: Path) -> Iterator[tuple[str, list[_Piece]]]:
-    """The Hugging Face names of a rule with the bytes each is made of."""
-    if "{expert}" not in rule.hf:
-        yield rule.hf.format(layer=layer), [_Piece(tensor, tensor.shape, 0) for tensor in found]
-        return
-    (tensor,) = found
-    if len(tensor.shape) != 3 or tensor.shape[0] > _MOST_EXPERTS:
-        raise UserError(
-            f"{path}: {tensor.name} has the shape {list(tensor.shape)}, expected [experts, out, in] with at most "
-            f"{_MOST_EXPERTS} experts: fetch the file again"
-        )
-    for expert in range(tensor.shape[0]):
-        yield rule.hf.format(layer=layer, expert=expert), [_Piece(tensor, tensor.shape[1:], expert)]
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """A tensor of a file, or piece number `index` of it, of `shape`."""
-
-    tensor: GgufTensor
-    shape: tuple[int, ...]
-    index: int
-
-    def raw(self, is_outline: bool) -> Tensor:
-        size = self.tensor.format.num_bytes(self.shape)
-        if is_outline:
-            return torch.empty(size, dtype=torch.uint8, device="meta")
-        return torch.from_numpy(self.tensor.raw[self.index * size : (self.index + 1) * size])
-
-    def blocks(self, is_outline: bool) -> Tensor:
-        block_format = self.tensor.format
-        num_blocks = self.shape[-1] // block_format.block_size
-        return self.raw(is_outline).view(*self.shape[:-1], num_blocks, block_format.block_bytes)
-
-    def weights(self, dtype: torch.dtype | None, is_outline: bool) -> Tensor:
-        return dequantise(self.raw(is_outline), self.tensor.format, dtype).view(self.shape)
-
-
 def _reader(
-    name: str, rule: Rule, pieces: list[_Piece], values: Values, dtype: torch.dtype | None, path: Path
+    name: str, recipe: Recipe, values: Values, dtype: torch.dtype | None, path: Path
 ) -> Callable[[bool], Tensor]:
+    rule, pieces = recipe
+
     def read(is_outline: bool) -> Tensor:
-        parts = [piece.blocks(is_outline) if rule.is_packed else piece.weights(dtype, is_outline) for piece in pieces]
+        make = _blocks if rule.is_packed else partial(_weights, dtype=dtype)
         try:
-            return rule.read(parts, values).contiguous()
+            made: Tensor = rule.read([make(piece, is_outline) for piece in pieces], values)
+            return made.contiguous()
         except (RuntimeError, ValueError, IndexError) as error:
-            shapes = ", ".join(str(list(piece.shape)) for piece in pieces)
-            raise UserError(
-                f"{path}: {name} cannot be made of tensors of the shapes {shapes}: fetch the file again"
-            ) from error
+            raise unfitting(path, name, pieces) from error
 
     return read
+
+
+def _raw_bytes(piece: Piece, is_outline: bool) -> Tensor:
+    if is_outline:
+        return torch.empty(piece.num_bytes, dtype=torch.uint8, device="meta")
+    return torch.from_numpy(piece.raw)
+
+
+def _blocks(piece: Piece, is_outline: bool) -> Tensor:
+    block_format = piece.tensor.format
+    num_blocks = piece.shape[-1] // block_format.block_size
+    return _raw_bytes(piece, is_outline).view(*piece.shape[:-1], num_blocks, block_format.block_bytes)
+
+
+def _weights(piece: Piece, is_outline: bool, dtype: torch.dtype | None) -> Tensor:
+    return dequantise(_raw_bytes(piece, is_outline), piece.tensor.format, dtype).view(piece.shape)
 
 
 def _expected(config: ModelConfig) -> Mapping[str, Tensor]:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Values = dict[str, Any]  # of a config.json, by key
-Read = Callable[[Sequence[Tensor], Values], Tensor]
-Write = Callable[[Tensor, Values], Tensor]
+# What reads is given tensors; where it only takes rows or transposes, it may be given a `RawMatrix` too.
+Read = Callable[[Sequence[Any], Values], Any]
+Write = Callable[["Tensor", Values], "Tensor"]
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,14 @@ def _plain(pairs: str, prefix: str = "") -> tuple[Rule, ...]:
     return tuple(Rule(hf_layer + hf, (layer + gguf,)) for gguf, hf in (pair.split(":") for pair in pairs.split()))
 
 
-def _paired(rows: Tensor, num_heads: int) -> Tensor:
+def _paired(rows: Any, num_heads: int) -> Any:
     """Rows of each head from halves (x0..., y0...) to pairs (x0, y0, ...): rotary embedding as Meta published it."""
-    return rows.reshape(num_heads, 2, -1, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
+    return rows[np.arange(rows.shape[0]).reshape(num_heads, 2, -1).swapaxes(1, 2).flatten()]
 
 
-def _halved(rows: Tensor, num_heads: int) -> Tensor:
+def _halved(rows: Any, num_heads: int) -> Any:
     """The reverse of `_paired`."""
-    return rows.reshape(num_heads, -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
+    return rows[np.arange(rows.shape[0]).reshape(num_heads, -1, 2).swapaxes(1, 2).flatten()]
 
 
 def _rotary(part: str, kind: str, heads: str) -> Rule:
@@ -76,19 +79,23 @@ def _transposed(gguf: str, hf: str) -> Rule:
     return Rule(
         f"transformer.h.{{layer}}.{hf}.weight",
         (f"blk.{{layer}}.{gguf}.weight",),
-        read=lambda parts, values: parts[0].t(),
-        write=lambda tensor, values: tensor.t(),
+        read=lambda parts, values: parts[0].mT,
+        write=lambda tensor, values: tensor.mT,
     )
 
 
 def _join_latent(parts: Sequence[Tensor], values: Values) -> Tensor:
     """k_b [heads, latent, nope] and v_b [heads, v, latent] to kv_b [heads (nope + v), latent]."""
+    import torch
+
     keys, value = parts
     return torch.cat((keys.transpose(1, 2), value), dim=1).flatten(0, 1)
 
 
 def _interleaved(parts: Sequence[Tensor]) -> Tensor:
     """gate and up, [experts, rows, ...] each, to rows in turn, [experts, 2 rows, ...]; one part as it is."""
+    import torch
+
     return torch.stack(tuple(parts), dim=2).flatten(1, 2) if len(parts) > 1 else parts[0]
 
 
@@ -97,6 +104,8 @@ def _mxfp4_codes(parts: Sequence[Tensor], values: Values) -> Tensor:
 
     In GGUF byte i of a block, after the scale, holds the weights i (low) and i + 16.
     """
+    import torch
+
     packed = _interleaved(parts)[..., 1:]
     codes = torch.cat((packed & 15, packed >> 4), dim=-1)
     return codes[..., 0::2] | (codes[..., 1::2] << 4)

@@ -5,20 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from openbook.checkpoint.raw_matrix import RawMatrix
 from openbook.core.errors import UserError
 from openbook.models.config import ModelConfig
 
-_MISMATCH = "weights and config.json do not belong together, fetch both again"
+if TYPE_CHECKING:
+    from torch import Tensor
 
-# What weights are unless they are packed.
-PLAIN_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MISMATCH = "weights and config.json do not belong together, fetch both again"
 
-Join = Callable[[list[Tensor], ModelConfig], Tensor]
-Split = Callable[[Tensor, ModelConfig], Sequence[Tensor]]
+# What joins parts is given tensors; that of a family in `raw_weights.RAW_FAMILIES` may be given a `RawMatrix` too.
+Join = Callable[[list[Any], ModelConfig], Any]
+Split = Callable[["Tensor", ModelConfig], "Sequence[Tensor]"]
 
 
 @dataclass(frozen=True)
@@ -66,51 +67,48 @@ def same(name: str, layers: Callable[[ModelConfig], Collection[int]] | None = No
     return Entry(name, (name,), layers=layers)
 
 
-def from_hf(
-    tensors: Mapping[str, Tensor],
-    config: ModelConfig,
-    table: KeyMap,
-    where: str,
-    *,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-) -> dict[str, Tensor]:
-    """Our tensors from those of a Hugging Face checkpoint; `where` names it in messages.
+def matched(
+    tensors: Mapping[str, Any], config: ModelConfig, table: KeyMap, where: str
+) -> Iterator[tuple[Entry, Callable[[], list[Any]]]]:
+    """Each of our tensors in a checkpoint, spelled out, and what reads the parts that it is made of.
 
-    `tensors` may read its values when asked: each is asked for once, and not kept.
+    Names are checked before this returns, shapes as parts are read.
 
     Args:
-        dtype: of the result; packed tensors stay as they are. None: as stored.
-        device: of the result; None: where each tensor is.
+        tensors: of the checkpoint, read when asked for: anything with a `shape`. Each is asked for once, and not kept.
+        where: names the checkpoint in messages.
 
     Raises:
-        UserError: a tensor is missing, is left over, or has another shape than `config` says.
+        UserError: a tensor is missing, is left over, or has another number of rows than `config` says.
     """
     names = names_in(tensors, config, table, where)
     entries = [
         same(entry.ours) if entry.accepts_ours and entry.ours in names else entry for entry in spell_out(table, config)
     ]
-    _require_same_names(names.keys(), {name for entry in entries for name in entry.theirs}, where)
-    ours = {}
-    for entry in entries:
+    require_same_names(names.keys(), {name for entry in entries for name in entry.theirs}, where)
+
+    def read(entry: Entry) -> list[Any]:
         parts = [tensors[names[name]] for name in entry.theirs]
         for name, part, rows in zip(entry.theirs, parts, entry.rows(config) if entry.rows else (), strict=False):
-            expected = (rows, config.hidden_size) if part.dim() == 2 else (rows,)
-            if part.shape != expected:
+            expected = (rows, config.hidden_size) if len(part.shape) == 2 else (rows,)
+            if tuple(part.shape) != expected:
                 raise UserError(
-                    f"{where}: {name} has shape {list(part.shape)}, config.json says {list(expected)}: {_MISMATCH}"
+                    f"{where}: {name} has shape {list(part.shape)}, config.json says {list(expected)}: {MISMATCH}"
                 )
-        try:
-            ours[entry.ours] = _join(entry, parts, config, torch.float32 if entry.is_float32 else dtype, device)
-        except RuntimeError as error:
-            shapes = ", ".join(str(list(part.shape)) for part in parts[:3])
-            raise UserError(
-                f"{where}: {entry.theirs[0]} and its like have shapes {shapes}, which do not fit together: {_MISMATCH}"
-            ) from error
-    return ours
+        return parts
+
+    return ((entry, partial(read, entry)) for entry in entries)
 
 
-def names_in(tensors: Mapping[str, Tensor], config: ModelConfig, table: KeyMap, where: str) -> dict[str, str]:
+def unfitting(entry: Entry, parts: Sequence[Any], where: str) -> UserError:
+    """The refusal of parts that cannot be put together."""
+    shapes = ", ".join(str(list(part.shape)) for part in parts[:3])
+    return UserError(
+        f"{where}: {entry.theirs[0]} and its like have shapes {shapes}, which do not fit together: {MISMATCH}"
+    )
+
+
+def names_in(tensors: Mapping[str, Any], config: ModelConfig, table: KeyMap, where: str) -> dict[str, str]:
     """The names that the table has for a checkpoint's tensors, and under each the one that the checkpoint has.
 
     Left out is what holds no weights, and a tied matrix where it stands a second time.
@@ -123,7 +121,7 @@ def names_in(tensors: Mapping[str, Tensor], config: ModelConfig, table: KeyMap, 
     if config.tie_word_embeddings and "lm_head.weight" in names:
         # Some files store the tied matrix twice. That is fine as long as the two agree.
         head, embedding = names.pop("lm_head.weight"), names.get(table.embedding)
-        if embedding is not None and not torch.equal(tensors[head], tensors[embedding]):
+        if embedding is not None and not _is_equal(tensors[head], tensors[embedding]):
             raise UserError(
                 f"{where}: lm_head.weight differs from {table.embedding} although config.json ties them: "
                 "set tie_word_embeddings to false there"
@@ -141,21 +139,7 @@ def require_names(names: Collection[str], config: ModelConfig, table: KeyMap, wh
     given = {_rename(name, table) for name in names if not _matches(name, ignored)}
     if config.tie_word_embeddings:
         given.discard("lm_head.weight")
-    _require_same_names(given, {name for entry in spell_out(table, config) for name in entry.theirs}, where)
-
-
-def to_hf(tensors: Mapping[str, Tensor], config: ModelConfig, table: KeyMap) -> dict[str, Tensor]:
-    """The Hugging Face tensors of our model's state dict; parts of one of our tensors are views of it.
-
-    Raises:
-        UserError: a tensor is missing or left over.
-    """
-    entries = list(spell_out(table, config))
-    _require_same_names(tensors.keys(), {entry.ours for entry in entries}, "the model")
-    theirs: dict[str, Tensor] = {}
-    for entry in entries:
-        theirs.update(zip(entry.theirs, _split(entry, tensors[entry.ours], config), strict=True))
-    return theirs
+    require_same_names(given, {name for entry in spell_out(table, config) for name in entry.theirs}, where)
 
 
 def spell_out(table: KeyMap, config: ModelConfig) -> Iterator[Entry]:
@@ -183,32 +167,12 @@ def _renamed(entry: Entry, ours: str, theirs: tuple[str, ...]) -> Entry:
     return replace(entry, ours=ours, theirs=theirs, layers=None, parts=None, is_present=None)
 
 
-def _join(
-    entry: Entry,
-    parts: list[Tensor],
-    config: ModelConfig,
-    dtype: torch.dtype | None,
-    device: torch.device | str | None,
-) -> Tensor:
-    if entry.join is not None or len(parts) == 1:
-        whole = entry.join(parts, config) if entry.join is not None else parts[0]
-        return whole.to(device=device, dtype=dtype if whole.dtype in PLAIN_DTYPES else None)
-    if dtype is None:
-        return torch.cat(parts).to(device)
-    # Each part is read, converted and put into place in one pass.
-    rows = [len(part) for part in parts]
-    whole = torch.empty((sum(rows), *parts[0].shape[1:]), dtype=dtype, device=device)
-    for place, part in zip(torch.split(whole, rows), parts, strict=True):
-        if place.shape != part.shape:  # copy_ would repeat it
-            raise RuntimeError("the parts have different widths")
-        place.copy_(part)
-    return whole
+def _is_equal(one: Any, other: Any) -> bool:
+    if isinstance(one, RawMatrix):
+        return one.equals(other)
+    import torch
 
-
-def _split(entry: Entry, tensor: Tensor, config: ModelConfig) -> Sequence[Tensor]:
-    if entry.split is not None:
-        return entry.split(tensor, config)
-    return torch.split(tensor, list(entry.rows(config))) if entry.rows else (tensor,)
+    return torch.equal(one, other)
 
 
 def _rename(name: str, table: KeyMap) -> str:
@@ -225,9 +189,14 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(re.search(pattern, name) for pattern in patterns)
 
 
-def _require_same_names(given: Collection[str], expected: Collection[str], where: str) -> None:
+def require_same_names(given: Collection[str], expected: Collection[str], where: str) -> None:
+    """Check that the names of tensors are those that are expected.
+
+    Raises:
+        UserError: one is missing or left over.
+    """
     given, expected = set(given), set(expected)
     for kind, names in (("lacks", expected - given), ("has unknown", given - expected)):
         if names:
             shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise UserError(f"{where} {kind} tensors {shown}: {_MISMATCH}")
+            raise UserError(f"{where} {kind} tensors {shown}: {MISMATCH}")

@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 import os
 import re
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import msgspec
+from typing import NamedTuple
 
 from openbook.checkpoint.model_files import is_gguf, weight_files
-from openbook.core.errors import UserError, one_line
+from openbook.checkpoint.safetensors_io import read_header
+from openbook.core.errors import UserError
 from openbook.models.config import ModelConfig
 from openbook.models.sizes import cache_bytes, longest_context
 
@@ -22,15 +20,6 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 # A context that any use needs; also the number of tokens that are taken to be computed at once.
 LEAST_CONTEXT = 2048
 
-# Longest header that safetensors itself reads, in bytes (its MAX_HEADER_SIZE).
-_MOST_HEADER_BYTES = 100_000_000
-# Bytes of one number in each kind that a safetensors file may hold.
-_STORED_BYTES = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
-    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
-    **dict.fromkeys(("U32", "I32", "F32"), 4),
-    **dict.fromkeys(("U64", "I64", "F64"), 8),
-}
 # In the names of safetensors and of GGUF files.
 _LAYER = re.compile(r"(?:\blayers|\bblk)\.(\d+)\.")
 _WHOLE_NUMBERS = frozenset(("F16", "BF16", "F32", "F64"))
@@ -73,7 +62,7 @@ def stored_tensors(path: Path) -> list[StoredTensor]:
             StoredTensor(name, math.prod(tensor.shape), tensor.num_bytes if tensor.format.name == "MXFP4" else None)
             for name, tensor in read_gguf(path).tensors.items()
         ]
-    return [tensor for file in weight_files(path) for tensor in _safetensors_header(file)]
+    return [tensor for file in weight_files(path) for tensor in _of_safetensors(file)]
 
 
 def plan_memory(
@@ -199,35 +188,11 @@ def _context(config: ModelConfig, context: int | None) -> int:
     return min(config.max_position_embeddings, LEAST_CONTEXT if context is None else context)
 
 
-def _safetensors_header(file: Path) -> Iterator[StoredTensor]:
-    """Format: https://github.com/huggingface/safetensors#format (8 bytes of length, then JSON)."""
-    try:
-        with file.open("rb") as stream:
-            start = stream.read(8)
-            size = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
-            if not 0 < size <= min(_MOST_HEADER_BYTES, file.stat().st_size - 8):
-                raise _damaged(file)
-            header = stream.read(size)
-    except OSError as error:
-        raise one_line(error, f"read the weights {file}") from error
-    try:
-        entries: Any = msgspec.json.decode(header)
-        for name, entry in entries.items():
-            if name == "__metadata__":
-                continue
-            kind, count = entry["dtype"], math.prod(int(size) for size in entry["shape"])
-            item = _STORED_BYTES[kind]
-            # Experts in a narrow format are kept so and expanded as used; what is narrow elsewhere is expanded.
-            is_packed = kind not in _WHOLE_NUMBERS and ".experts." in name
-            yield StoredTensor(name, count, count * item if is_packed else None)
-    except (msgspec.DecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise _damaged(file) from error
-
-
-def _damaged(file: Path) -> UserError:
-    return UserError(
-        f"the weights {file} are not a whole safetensors file (its header is damaged): copy or download the file again"
-    )
+def _of_safetensors(file: Path) -> Iterator[StoredTensor]:
+    for name, array in read_header(file).items():
+        # Experts in a narrow format are kept so and expanded as used; what is narrow elsewhere is expanded.
+        is_packed = array.type_name not in _WHOLE_NUMBERS and ".experts." in name
+        yield StoredTensor(name, math.prod(array.shape), array.num_bytes if is_packed else None)
 
 
 def _system_memory(root: Path) -> Iterator[int]:

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import Tensor
-
-from openbook.checkpoint.fp8 import FP8_SCALES, ExpandedFp8
+from openbook.checkpoint.gguf_config import config_from_gguf
 from openbook.checkpoint.gguf_io import read_gguf
-from openbook.checkpoint.gguf_map import load_gguf
+from openbook.checkpoint.gguf_pieces import RawGguf, Recipe, recipes
 from openbook.checkpoint.model_files import CONFIG_FILE, is_gguf, weight_files
-from openbook.checkpoint.safetensors_io import TensorFiles
+from openbook.checkpoint.raw_matrix import RawMatrix
+from openbook.checkpoint.safetensors_io import RawFiles, TensorFiles
 from openbook.core.errors import UserError
 from openbook.core.files import read_json
 from openbook.models.config import ModelConfig
@@ -22,6 +20,10 @@ from openbook.models.registry import config_from_hf
 from openbook.tokenizer.chat import Chat, read_template
 from openbook.tokenizer.gguf_vocab import tokenizer_from_gguf
 from openbook.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 class ModelSource(Protocol):
@@ -43,6 +45,9 @@ class ModelSource(Protocol):
         Args:
             dtype: what block formats are expanded to; None for float32. Other weights are as they are stored.
         """
+
+    def raw_matrices(self) -> Mapping[str, RawMatrix]:
+        """The weights of a dense model under Hugging Face's names, as they are stored; each is read when asked for."""
 
     def tokenizer(self) -> Tokenizer:
         """Its tokenizer."""
@@ -81,10 +86,16 @@ class FolderSource:
 
     def tensors(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Mapping[str, Tensor]:
         """See `ModelSource.tensors`; each is read when it is asked for."""
+        from openbook.checkpoint.fp8 import FP8_SCALES, ExpandedFp8
+
         files = TensorFiles(weight_files(self.path), device)
         if any(name.endswith(FP8_SCALES) for name in files):
             return ExpandedFp8(files, dtype, f"the model {self.path}")
         return files
+
+    def raw_matrices(self) -> Mapping[str, RawMatrix]:
+        """See `ModelSource.raw_matrices`."""
+        return RawFiles(weight_files(self.path), f"the model {self.path}")
 
     def tokenizer(self) -> Tokenizer:
         """See `ModelSource.tokenizer`."""
@@ -111,9 +122,15 @@ class GgufSource:
         self._file = read_gguf(path)
 
     @cached_property
+    def _contents(self) -> tuple[dict[str, Any], dict[str, Recipe]]:
+        # Together: a file with tensors that its architecture has not is refused before anything of it is used.
+        values = config_from_gguf(self._file)
+        return values, recipes(self._file, values)
+
+    @property
     def config_values(self) -> dict[str, Any]:
         """See `ModelSource.config_values`."""
-        return load_gguf(self._file)[0]
+        return self._contents[0]
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -122,7 +139,13 @@ class GgufSource:
 
     def tensors(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Mapping[str, Tensor]:
         """See `ModelSource.tensors`; each is read when it is asked for."""
+        from openbook.checkpoint.gguf_map import load_gguf
+
         return load_gguf(self._file, dtype)[1]
+
+    def raw_matrices(self) -> Mapping[str, RawMatrix]:
+        """See `ModelSource.raw_matrices`."""
+        return RawGguf(self.path, *self._contents)
 
     def tokenizer(self) -> Tokenizer:
         """See `ModelSource.tokenizer`."""

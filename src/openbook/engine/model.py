@@ -108,11 +108,11 @@ class Model:
         path = locate(model)
         with _no_collection():
             from openbook.checkpoint.model_source import open_model
-            from openbook.engine.torch_runner import load_runner
+            from openbook.engine.load import choose_runner
 
             source = open_model(path)
             chat = source.chat() if source.chat_template() is not None else source.tokenizer()
-            runner = load_runner(source, device, dtype)
+            runner = choose_runner(source, device, dtype)
         loaded = cls(model_name(model, path), path, runner, chat)
         require_match(loaded.tokenizer, runner.vocab_size)
         return loaded

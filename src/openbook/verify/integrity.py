@@ -168,7 +168,7 @@ def _check_shapes(folder: Path, shapes: dict[str, tuple[int, ...]]) -> list[Diff
 
 def _expected_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the weights of the model in config.json, without allocating it."""
-    from openbook.checkpoint.key_map import to_hf
+    from openbook.checkpoint.key_convert import to_hf
     from openbook.checkpoint.key_maps import KEY_MAPS
     from openbook.models.registry import build_model, config_from_hf
     from openbook.ops.torch_ops import TorchOps

@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import msgspec
-import torch
-from torch import Tensor
 
 from openbook.checkpoint.key_map import Entry, KeyMap, same, spell_out
 from openbook.checkpoint.key_maps.dense import EMBEDDING, FREQUENCIES, HEAD, LAYER, MLP, NORMS
 from openbook.checkpoint.key_maps.moe import expert_entries
 from openbook.models.config import ModelConfig
 from openbook.models.configs.deepseek import DeepseekConfig, DeepseekV3Config
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _ATTENTION = LAYER + "self_attn."
 _MLP = LAYER + "mlp."
@@ -47,6 +49,8 @@ def _num_experts(config: ModelConfig) -> int:
 
 def _part_by_part(parts: list[Tensor], config: ModelConfig) -> Tensor:
     """Theirs has the rows of a head together, its keys' and its values'; ours those of all keys, then of all values."""
+    import torch
+
     deepseek = _deepseek(config)
     rows = [deepseek.qk_nope_head_dim, deepseek.v_head_dim]
     by_head = parts[0].view(deepseek.num_attention_heads, sum(rows), -1)
@@ -54,6 +58,8 @@ def _part_by_part(parts: list[Tensor], config: ModelConfig) -> Tensor:
 
 
 def _head_by_head(tensor: Tensor, config: ModelConfig) -> Sequence[Tensor]:
+    import torch
+
     deepseek = _deepseek(config)
     num_heads = deepseek.num_attention_heads
     parts = torch.split(tensor, [num_heads * deepseek.qk_nope_head_dim, num_heads * deepseek.v_head_dim])
@@ -72,6 +78,8 @@ def _packed(name: str, parts: tuple[str, ...]) -> tuple[Entry, ...]:
     """Experts in FP8, published as one matrix and its scales each; ours stack them."""
 
     def join(given: list[Tensor], config: ModelConfig) -> Tensor:
+        import torch
+
         # Bytes: FP8 numbers cannot be put together as such.
         stacked = torch.cat([one.view(torch.uint8) for one in given]).view(given[0].dtype)
         return stacked.view(_num_experts(config), -1, given[0].shape[1])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from openbook.checkpoint.key_map import Entry, KeyMap, same
 from openbook.models.config import ModelConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _OURS = "model.layers.{layer}."
 _THEIRS = "transformer.h.{layer}."
@@ -21,8 +23,8 @@ _MATRICES = {
 }
 
 
-def _join(parts: list[Tensor], config: ModelConfig) -> Tensor:
-    return parts[0].t().contiguous()
+def _join(parts: list[Any], config: ModelConfig) -> Any:
+    return parts[0].mT
 
 
 def _split(tensor: Tensor, config: ModelConfig) -> Sequence[Tensor]:

@@ -9,13 +9,15 @@ I / 32, ...]. Rows of gate and up take turns, gate first, in all forms. In memor
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from openbook.checkpoint.key_map import Entry, KeyMap, same
 from openbook.checkpoint.key_maps.dense import ATTENTION, EMBEDDING, HEAD, LAYER, NORMS, qkv
 from openbook.models.config import ModelConfig
 from openbook.models.configs.gpt_oss import GptOssConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _EXPERTS = LAYER + "mlp.experts."
 _MATRICES = ("gate_up_proj", "down_proj")

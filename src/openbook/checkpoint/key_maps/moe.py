@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from openbook.checkpoint.key_map import Entry, KeyMap, same
 from openbook.checkpoint.key_maps.dense import (
@@ -22,6 +20,9 @@ from openbook.checkpoint.key_maps.dense import (
 from openbook.models.config import ModelConfig
 from openbook.models.configs.qwen_moe import Qwen2MoeConfig, Qwen3MoeConfig
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 def expert_entries(
     layers: Callable[[ModelConfig], Collection[int]], num_experts: Callable[[ModelConfig], int]
@@ -33,6 +34,8 @@ def expert_entries(
     published = f"{LAYER}mlp.experts.{{part}}."
 
     def stack(parts: list[Tensor], config: ModelConfig) -> Tensor:
+        import torch
+
         return torch.cat(parts).view(num_experts(config), -1, parts[0].shape[1])
 
     def split_gate_up(tensor: Tensor, config: ModelConfig) -> Sequence[Tensor]:

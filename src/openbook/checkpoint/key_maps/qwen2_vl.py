@@ -7,13 +7,15 @@ uses inside since version 4.52 (`model.language_model`, `model.visual`) are read
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from openbook.checkpoint.key_map import Entry, KeyMap
 from openbook.checkpoint.key_maps.dense import QWEN2
 from openbook.models.config import ModelConfig
 from openbook.models.configs.qwen2_vl import Qwen2VLConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _OURS, _THEIRS = "visual.layers.{layer}.", "visual.blocks.{layer}."
 
