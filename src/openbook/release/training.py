@@ -11,13 +11,17 @@ from openbook.checkpoint.train_state import TrainPosition, latest_train_state, l
 from openbook.core.errors import UserError
 from openbook.core.seeding import derive_seed
 from openbook.data.loader import ShardLoader
-from openbook.models.base import init_weights
+from openbook.models.base import CausalModel, init_weights
 from openbook.models.registry import build_model
+from openbook.ops.base import Ops
+from openbook.ops.exact_ops import ExactOps
+from openbook.ops.native_module import require_native
 from openbook.ops.torch_ops import TorchOps
 from openbook.tokenizer.chat import Chat
 from openbook.train.ledger import Ledger
 from openbook.train.loop import Layout, make_loss_function, train_stage
 from openbook.train.optim import Optimizer
+from openbook.train.parallel import ALONE, Workers
 from openbook.train.recipe import Recipe
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -33,26 +37,28 @@ def run_stage(
     ledger: Path,
     checkpoints: Path,
     start_from: Path | None,
+    workers: Workers = ALONE,
 ) -> None:
     """Run stage `index` of the recipe to its end, from a saved state or, for the first stage, from nothing.
 
     Args:
         start_from: a state of this stage, or the last one of the stage before.
+        workers: the processes that train together, each calling this; the first one alone writes.
 
     Raises:
         UserError, CheckError: as `train_stage`.
     """
-    torch.set_num_threads(layout.threads)
+    use_threads(recipe, layout.threads)
     torch.use_deterministic_algorithms(True)
     stage = recipe.stages[index]
     torch.manual_seed(derive_seed(recipe.seed, stage.name, "random state"))
     config = recipe.model_config(Chat.load(tokenizer).tokenizer.vocab_size)
-    model = build_model(config, TorchOps())
+    model = build_model(config, make_ops(recipe))
     init_weights(model, derive_seed(recipe.seed, "weights"))
     # The masters start from the float32 draw, not from its rounded image.
     initial = {name: p.detach().clone() for name, p in model.named_parameters()}
     model.to(device=layout.device, dtype=_DTYPES[recipe.precision])
-    optimizer = Optimizer(model.named_parameters(), recipe.optimizer)
+    optimizer = make_optimizer(recipe, model)
     loader = ShardLoader(
         data, stage.global_batch_tokens // recipe.data.row_tokens, derive_seed(recipe.seed, stage.name, "order")
     )
@@ -73,7 +79,36 @@ def run_stage(
             checkpoints=checkpoints,
             position=position,
             device=layout.device,
+            workers=workers,
         )
+
+
+def use_threads(recipe: Recipe, threads: int) -> None:
+    """Split the arithmetic of the recipe's profile over so many threads.
+
+    In the exact profile they are the native core's; torch then runs on one, as both together would fight for cores.
+    """
+    if recipe.profile == "exact":
+        require_native().set_num_threads(threads)
+    torch.set_num_threads(1 if recipe.profile == "exact" else threads)
+
+
+def make_ops(recipe: Recipe) -> Ops:
+    """The arithmetic of the recipe's profile.
+
+    Raises:
+        UserError: the profile is exact, and the native core is missing.
+    """
+    return ExactOps() if recipe.profile == "exact" else TorchOps()
+
+
+def make_optimizer(recipe: Recipe, model: CausalModel) -> Optimizer:
+    """The recipe's optimizer over all parameters, in the arithmetic of its profile."""
+    if recipe.profile == "fast":
+        return Optimizer(model.named_parameters(), recipe.optimizer)
+    from openbook.train.exact_optim import ExactOptimizer  # needs the native core
+
+    return ExactOptimizer(model.named_parameters(), recipe.optimizer)
 
 
 def export_model(recipe: Recipe, checkpoints: Path, tokenizer: Path, out: Path) -> None:

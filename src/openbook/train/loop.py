@@ -20,8 +20,10 @@ from openbook.models.base import trained_positions
 from openbook.models.context import PackedContext
 from openbook.train.ledger import Entry, SavedState, StepSink
 from openbook.train.optim import Optimizer
+from openbook.train.parallel import ALONE, Workers
 from openbook.train.recipe import StageConfig
 from openbook.train.schedule import learning_rate
+from openbook.train.tree_sum import TreeSum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +37,7 @@ _DIVERGED_NATS = 1.5
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where and how fast a build runs. It may change bits, so a resumed build keeps the one it began with.
+    """Where and how fast a build runs. In the fast profile it may change bits, and a resumed build keeps it.
 
     device: "cpu" or "cuda". threads: of the CPU backend. is_compiled: whether the step goes through torch.compile.
     """
@@ -98,12 +100,15 @@ def train_stage(
     device: str,
     until: int | None = None,
     keep_states: bool = False,
+    workers: Workers = ALONE,
 ) -> TrainPosition:
     """Run `stage` from `position` to its end, or until `until` of its steps are done; the last state is always saved.
 
     Args:
         checkpoints: where states are saved; None saves none (a replay).
         keep_states: keep every state, not the newest two only.
+        workers: the processes that take each step together; each calls this with a stage, an optimizer and a loader
+            that stand at the same place.
 
     Raises:
         CheckError: the loss or the gradient is not a number, or the loss has left its best value for good.
@@ -118,7 +123,7 @@ def train_stage(
         while stage_step < end:
             batch = loader.next_batch()
             lr = learning_rate(stage.schedule, stage_step, stage.steps)
-            loss, grad_norm = train_step(batch, optimizer, loss_function, stage.micro_batch_size, lr, device)
+            loss, grad_norm = train_step(batch, optimizer, loss_function, stage.micro_batch_size, lr, device, workers)
             mean = loss if stage_step == 0 else _MEAN_DECAY * mean + (1.0 - _MEAN_DECAY) * loss
             best = mean if stage_step == 0 else min(best, mean)
             _require_sane(step, loss, grad_norm, mean, best)
@@ -171,28 +176,32 @@ def train_step(
     micro_batch_size: int,
     lr: float,
     device: str,
+    workers: Workers = ALONE,
 ) -> tuple[float, float]:
-    """One update; gradients of the micro-batches are added up in their order.
+    """One update. Micro-batches are the leaves of one fixed tree of additions, shared by the workers.
 
     Returns:
         The mean loss in nats a trained token, and the gradient's L2 norm before clipping.
     """
     arrays = (batch.ids, batch.targets, batch.positions, batch.documents)
-    ids, targets, positions, documents = (torch.from_numpy(array).to(device) for array in arrays)
-    num_rows = ids.shape[0]
+    num_rows = len(batch.ids)
     num_targets = max(1, int((batch.targets >= 0).sum()))
-    total = torch.zeros((), dtype=torch.float32, device=device)
+    parameters = optimizer.parameters()
     size = micro_batch_size or num_rows
-    for start in range(0, num_rows, size):
-        rows = slice(start, start + size)
-        loss = loss_function(ids[rows], targets[rows], positions[rows], documents[rows]) / num_targets
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
+    sums = TreeSum()
+    for leaf in workers.leaves(num_rows // size):
+        rows = slice(leaf * size, (leaf + 1) * size)
+        loss = loss_function(*(torch.from_numpy(array[rows]).to(device) for array in arrays)) / num_targets
+        sums.add([loss.detach(), *torch.autograd.grad(loss, parameters, materialize_grads=True)])
+    like = [torch.empty((), device=device), *parameters]
+    loss, *grads = workers.total(sums.total(), like, num_rows // size)
+    for parameter, grad in zip(parameters, grads, strict=True):
+        parameter.grad = grad.contiguous()
     grad_norm = optimizer.clip()
     # A step with a gradient that is not finite would destroy the weights; the caller stops the run instead.
-    if math.isfinite(float(grad_norm)):
+    if math.isfinite(grad_norm):
         optimizer.step(lr)
-    return float(total), float(grad_norm)
+    return float(loss), grad_norm
 
 
 def _require_sane(step: int, loss: float, grad_norm: float, mean: float, best: float) -> None:

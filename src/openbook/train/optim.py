@@ -17,10 +17,10 @@ from openbook.core.config import Config
 from openbook.core.errors import UserError
 
 # Coefficients of the quintic Newton-Schulz iteration, Keller Jordan, "Muon", 2024 (kellerjordan.github.io/posts/muon).
-_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-_NEWTON_SCHULZ_STEPS = 5
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
 # Makes the update's root mean square that of AdamW: 0.2 * sqrt(max(rows, columns)), arXiv 2502.16982, section 2.2.
-_MUON_RMS = 0.2
+MUON_RMS = 0.2
 
 
 class OptimizerConfig(Config, frozen=True, kw_only=True):
@@ -62,6 +62,8 @@ class Optimizer:
     def __init__(self, parameters: Iterable[tuple[str, Tensor]], config: OptimizerConfig) -> None:
         self.config = config
         self.num_updates = 0
+        # beta^num_updates as repeated products, kept in the state: `pow` differs between machines.
+        self._beta1_power = self._beta2_power = 1.0
         self._parameters = dict(parameters)
         self._masters = {
             name: p.detach() if p.dtype == torch.float32 else p.detach().float() for name, p in self._parameters.items()
@@ -86,22 +88,22 @@ class Optimizer:
         self._adamw_names = [name for name in self._parameters if name not in self._by_muon]
 
     @torch.no_grad()
-    def clip(self) -> Tensor:
-        """Scale the gradients in place to at most `max_grad_norm`; returns the L2 norm before, float32 scalar."""
+    def clip(self) -> float:
+        """Scale the gradients in place to at most `max_grad_norm`; returns the L2 norm before."""
         grads = [p.grad for p in self._parameters.values() if p.grad is not None]
         norms = [norm.float() for norm in torch._foreach_norm(grads)]
         norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
         scale = torch.clamp(self.config.max_grad_norm / (norm + 1e-6), max=1.0)
         torch._foreach_mul_(grads, scale.to(grads[0].dtype))
-        return norm
+        return float(norm)
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
         """One update with learning rate `lr`; consumes and clears the gradients."""
         self.num_updates += 1
-        decay = 1.0 - lr * self.config.weight_decay
-        if decay != 1.0:
-            torch._foreach_mul_([self._masters[name] for name in self._masters if name in self._decayed], decay)
+        self._beta1_power *= self.config.beta1
+        self._beta2_power *= self.config.beta2
+        self._decay(1.0 - lr * self.config.weight_decay)
         self._step_adamw(lr)
         for names in self._muon_groups.values():
             self._step_muon(names, lr)
@@ -109,6 +111,11 @@ class Optimizer:
             if p.dtype != torch.float32:
                 p.copy_(self._masters[name])
             p.grad = None
+
+    def _decay(self, factor: float) -> None:
+        """Decoupled weight decay, arXiv 1711.05101."""
+        if factor != 1.0:
+            torch._foreach_mul_([self._masters[name] for name in self._masters if name in self._decayed], factor)
 
     def _grads(self, names: list[str]) -> list[Tensor]:
         grads = []
@@ -118,7 +125,7 @@ class Optimizer:
         return grads
 
     def _step_adamw(self, lr: float) -> None:
-        """Decoupled weight decay Adam, arXiv 1711.05101, algorithm 2."""
+        """Adam, arXiv 1412.6980, algorithm 1."""
         names = self._adamw_names
         if not names:
             return
@@ -129,8 +136,7 @@ class Optimizer:
         torch._foreach_lerp_(mean, grads, 1.0 - c.beta1)
         torch._foreach_mul_(square, c.beta2)
         torch._foreach_addcmul_(square, grads, grads, 1.0 - c.beta2)
-        bias1 = 1.0 - c.beta1**self.num_updates
-        bias2 = 1.0 - c.beta2**self.num_updates
+        bias1, bias2 = 1.0 - self._beta1_power, 1.0 - self._beta2_power
         root = torch._foreach_sqrt(square)
         torch._foreach_div_(root, math.sqrt(bias2))
         torch._foreach_add_(root, c.eps)
@@ -144,7 +150,7 @@ class Optimizer:
         ahead = torch._foreach_lerp(grads, momentum, self.config.momentum)
         update = orthogonalize(torch.stack(list(ahead)).to(self._parameters[names[0]].dtype))
         rows, columns = update.shape[-2:]
-        scale = _MUON_RMS * math.sqrt(max(rows, columns))
+        scale = MUON_RMS * math.sqrt(max(rows, columns))
         for name, part in zip(names, update.unbind(), strict=True):
             self._masters[name].add_(part, alpha=-lr * scale)
 
@@ -154,7 +160,15 @@ class Optimizer:
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor besides the weights that the next update depends on, by name (not copies)."""
-        return {**self._moments, "num_updates": torch.tensor(self.num_updates, dtype=torch.int64)}
+        return {
+            **self._moments,
+            "num_updates": torch.tensor(self.num_updates, dtype=torch.int64),
+            "beta_powers": torch.tensor([self._beta1_power, self._beta2_power], dtype=torch.float64),
+        }
+
+    def parameters(self) -> list[Tensor]:
+        """What the gradients are taken of, in their order."""
+        return list(self._parameters.values())
 
     @torch.no_grad()
     def restore(self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
@@ -163,8 +177,7 @@ class Optimizer:
         Raises:
             UserError: names or shapes are not those of this model and optimizer.
         """
-        expected = {**self._moments, "num_updates": torch.tensor(0)}
-        for what, own, given in (("weights", self._masters, weights), ("optimizer state", expected, state)):
+        for what, own, given in (("weights", self._masters, weights), ("optimizer state", self.state(), state)):
             wrong = sorted(set(own) ^ set(given)) or [n for n in own if own[n].shape != given[n].shape]
             if wrong:
                 raise UserError(
@@ -178,6 +191,7 @@ class Optimizer:
         for name, moment in self._moments.items():
             moment.copy_(state[name])
         self.num_updates = int(state["num_updates"])
+        self._beta1_power, self._beta2_power = state["beta_powers"].tolist()
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
@@ -189,11 +203,11 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     Returns:
         the same dtype and shape, with singular values between about 0.7 and 1.2.
     """
-    a, b, c = _NEWTON_SCHULZ
+    a, b, c = NEWTON_SCHULZ
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if is_tall else matrices
     x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(_NEWTON_SCHULZ_STEPS):
+    for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if is_tall else x

@@ -80,13 +80,18 @@ class EvalConfig(Config, frozen=True, kw_only=True):
 
 
 class Recipe(Config, frozen=True, kw_only=True):
-    """Everything that decides the weights of one model."""
+    """Everything that decides the weights of one model.
+
+    profile: "exact" (on a CPU, the same bits whatever the machine, threads and workers) or "fast". precision: of
+    weights and activations in a step; exact means float32.
+    """
 
     name: str
     description: str
     license: Literal["Apache-2.0"]
     seed: int
     precision: Literal["float32", "bfloat16"]
+    profile: Literal["exact", "fast"] = "fast"
     tokenizer: TokenizerConfig
     model: dict[str, Any]
     data: DataConfig
@@ -102,6 +107,10 @@ class Recipe(Config, frozen=True, kw_only=True):
             raise ValueError("stages is empty, expected at least one [[stages]]")
         if len(set(names)) != len(names) or set(names) & set(_STEP_NAMES):
             raise ValueError(f"stages are named {names}, expected different names, none of them {_STEP_NAMES}")
+        if self.profile == "exact" and self.precision != "float32":
+            raise ValueError(
+                f'profile is "exact" and precision {self.precision!r}, expected precision "float32": change one of them'
+            )
         if "vocab_size" in self.model:
             raise ValueError("model.vocab_size is given, expected none: it follows from the tokenizer")
 
