@@ -27,6 +27,7 @@ _CHUNK_ROWS = 256
 def exact_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x [..., D] / sqrt(mean(x^2) + eps) * weight [D] (arXiv 1910.07467). x may be a slice with contiguous features."""
     _check(x=x, weight=weight)
+    _check_shape("weight", weight, x.shape[-1:])
     out: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return out
 
@@ -34,6 +35,10 @@ def exact_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def exact_layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     """Layer normalisation of x [..., D] with weight [D] and bias [D] or None (arXiv 1607.06450)."""
     _check(x=x, weight=weight)
+    _check_shape("weight", weight, x.shape[-1:])
+    if bias is not None:
+        _check(bias=bias)
+        _check_shape("bias", bias, x.shape[-1:])
     out: Tensor = _LayerNorm.apply(x, weight, bias, eps)  # type: ignore[no-untyped-call]
     return out
 
@@ -41,6 +46,8 @@ def exact_layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float)
 def exact_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate x [B, T, N, H], which may be a slice, by cos, sin [B, T, H/2], halves paired (arXiv 2104.09864)."""
     _check(x=x, cos=cos, sin=sin)
+    for name, table in (("cos", cos), ("sin", sin)):
+        _check_shape(name, table, (*x.shape[:2], x.shape[-1] // 2))
     out: Tensor = _Rope.apply(x, cos, sin)  # type: ignore[no-untyped-call]
     return out
 
@@ -76,14 +83,14 @@ def exact_gelu_sigmoid(x: Tensor) -> Tensor:
 
 def exact_silu_mul(gate_up: Tensor) -> Tensor:
     """silu(gate) * up (arXiv 2002.05202); gate_up [..., 2 D], gate first: [..., D]."""
-    _check(gate_up=gate_up)
+    _check_pairs(gate_up)
     out: Tensor = _SiLUMul.apply(gate_up)  # type: ignore[no-untyped-call]
     return out
 
 
 def exact_clamped_swiglu(gate_up: Tensor, alpha: float, limit: float) -> Tensor:
     """See `Ops.clamped_swiglu`; gate_up [..., 2 D], gate and up in turn: [..., D]."""
-    _check(gate_up=gate_up)
+    _check_pairs(gate_up)
     out: Tensor = _ClampedSwiGLU.apply(gate_up, alpha, limit)  # type: ignore[no-untyped-call]
     return out
 
@@ -105,7 +112,7 @@ def exact_softmax_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
         UserError: a target is past the last logit.
     """
     _check(logits=logits)
-    _check_targets(targets, logits.shape[-1])
+    _check_targets(targets, *logits.shape)
     loss: Tensor = _CrossEntropy.apply(logits, targets)  # type: ignore[no-untyped-call]
     return loss
 
@@ -120,7 +127,8 @@ def exact_linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Te
         UserError: a target is past the last row of the weight.
     """
     _check(x=x, weight=weight)
-    _check_targets(targets, len(weight))
+    _check_shape("weight", weight, (len(weight), x.shape[-1]))
+    _check_targets(targets, len(x), len(weight))
     loss: Tensor = _LinearCrossEntropy.apply(x, weight, targets)  # type: ignore[no-untyped-call]
     return loss
 
@@ -169,8 +177,7 @@ class _LayerNorm(torch.autograd.Function):
 class _Rope(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        shape = (*x.shape[:2], cos.shape[-1])
-        cos, sin = (table.expand(shape).reshape(-1, shape[-1]).contiguous() for table in (cos, sin))
+        cos, sin = (table.reshape(-1, table.shape[-1]).contiguous() for table in (cos, sin))
         ctx.save_for_backward(cos, sin)
         return _turned(x, cos, sin, is_back=False)
 
@@ -345,6 +352,18 @@ def _check(**tensors: Tensor) -> None:
             )
 
 
-def _check_targets(targets: Tensor, num_classes: int) -> None:
-    if targets.numel() and int(targets.max()) >= num_classes:
+def _check_shape(name: str, x: Tensor, expected: tuple[int, ...]) -> None:
+    if x.shape != expected:
+        raise UserError(f"{name} has shape {list(x.shape)}, expected {list(expected)}: check the shapes")
+
+
+def _check_pairs(gate_up: Tensor) -> None:
+    _check(gate_up=gate_up)
+    if gate_up.shape[-1] % 2:
+        raise UserError(f"gate_up has shape {list(gate_up.shape)}, expected an even last axis: check the shapes")
+
+
+def _check_targets(targets: Tensor, rows: int, num_classes: int) -> None:
+    _check_shape("targets", targets, (rows,))
+    if rows and int(targets.max()) >= num_classes:
         raise UserError(f"a target is {int(targets.max())}, expected less than {num_classes}: check the tokenizer")
