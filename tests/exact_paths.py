@@ -1,4 +1,4 @@
-"""What tests of the exact profile share: every path through the native core, and what may differ between two results."""
+"""What tests of the exact profile share: every path through the native core, and bits to compare."""
 
 from __future__ import annotations
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from exact_paths import assert_same_on_all_paths, bits, normal, with_specials
 from torch import Tensor
 
+from exact_paths import assert_same_on_all_paths, bits, normal, with_specials
 from openbook.core.errors import UserError
 from openbook.ops import exact_elementwise
 from openbook.ops.exact_elementwise import (

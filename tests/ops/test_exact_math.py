@@ -1,4 +1,4 @@
-"""Elementary functions of the exact profile: errors in units of the last place, the edges, the same bits on all paths."""
+"""Elementary functions of the exact profile: errors in units of the last place, edges, the same bits on all paths."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exact_paths import SPECIAL, bits, kept_path, native, paths
 from numpy.typing import NDArray
+
+from exact_paths import SPECIAL, bits, kept_path, native, paths
 
 Wide = NDArray[np.float64]
 SIZE = 100_003
