@@ -19,9 +19,9 @@ from openbook.tasks.registry import get_task
 from openbook.tokenizer.chat import Chat, default_template
 from openbook.tokenizer.tokenizer import Tokenizer
 from openbook.train.ledger import Entry, Ledger, SavedState
-from openbook.train.loop import is_saved_after
 from openbook.train.recipe import Recipe, load_recipe
 from openbook.train.schedule import learning_rate
+from openbook.train.segments import is_saved_after
 
 RECIPE = """
 name = "pico"

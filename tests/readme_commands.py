@@ -185,7 +185,7 @@ def facts() -> str:
     from openbook.core.progress import format_duration
     from openbook.release.facts import read_scores
     from openbook.train.recipe import load_recipe
-    from openbook.verify.integrity import verify
+    from openbook.verify.verification import verify
 
     release = locate("nano")
     scores = [score for score in read_scores(release / "provenance" / "evals") if score.effort == "medium"]

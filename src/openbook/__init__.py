@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from openbook.evals.report import Report as Report
     from openbook.release.build import build as build
     from openbook.tokenizer.images import image_part as image_part
-    from openbook.verify.integrity import verify as verify
+    from openbook.verify.verification import verify as verify
 
     __version__: str
 
@@ -30,7 +30,7 @@ _HOMES = {
     "evaluate": "openbook.api",
     "build": "openbook.release.build",
     "image_part": "openbook.tokenizer.images",
-    "verify": "openbook.verify.integrity",
+    "verify": "openbook.verify.verification",
     "Model": "openbook.engine.model",
     "Answer": "openbook.engine.model",
     "Report": "openbook.evals.report",

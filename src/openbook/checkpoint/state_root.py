@@ -87,7 +87,6 @@ def tensor_leaf_hash(name: str, tensor: Tensor) -> bytes:
 
     kinds = {
         torch.float64: "F64",
-        torch.float64: "F64",
         torch.float32: "F32",
         torch.float16: "F16",
         torch.bfloat16: "BF16",

@@ -54,7 +54,7 @@ def save_train_state(
 
     from openbook.checkpoint.safetensors_io import save_tensors
 
-    path = folder / f"step-{position.step:08}"
+    path = state_path(folder, position.step)
     if path.exists():
         shutil.rmtree(path)
     with atomic_directory(path) as partial:
@@ -65,6 +65,11 @@ def save_train_state(
     for old in [] if keep_all else _states(folder)[:-2]:
         shutil.rmtree(old)
     return path
+
+
+def state_path(folder: Path, step: int) -> Path:
+    """Where under `folder` the state after `step` steps is."""
+    return folder / f"step-{step:08}"
 
 
 def latest_train_state(folder: Path) -> Path | None:

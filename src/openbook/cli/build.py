@@ -23,6 +23,9 @@ from openbook.cli.options import json_option, print_json
     help="Train through torch.compile.  [default: if there is a C++ compiler]",
 )
 @click.option("--workers", type=click.IntRange(1, 1024), help="Processes that generate data.  [default: all cores]")
+@click.option(
+    "--keep-states", is_flag=True, help="Ship every saved state in the release, so that any segment can be replayed."
+)
 @json_option
 def command(
     recipe: str,
@@ -33,6 +36,7 @@ def command(
     threads: int | None,
     is_compiled: bool | None,
     workers: int | None,
+    keep_states: bool,
     as_json: bool,
 ) -> None:
     """Make a model from nothing: tokenizer, data, training, evaluation, release.
@@ -53,6 +57,7 @@ def command(
             threads=threads,
             is_compiled=is_compiled,
             workers=workers,
+            keep_states=keep_states,
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(

@@ -33,7 +33,7 @@ def command(model: str, seed: int | None, as_json: bool) -> None:
     from openbook.checkpoint.locate import locate
     from openbook.engine.model import Model
     from openbook.release.facts import read_scores
-    from openbook.verify.integrity import verify
+    from openbook.verify.verification import verify
 
     folder = locate(model)
     result = verify(folder)

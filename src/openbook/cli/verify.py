@@ -1,40 +1,61 @@
-"""`openbook verify`: is a release what its manifest says?"""
+"""`openbook verify`: is a release what it says, and does its recipe lead to it?"""
 
 from __future__ import annotations
 
 import click
 
-from openbook.cli.options import json_option, print_json
+from openbook.cli.options import json_option, print_json, seed_option
 from openbook.core.errors import CheckError
 
 
 @click.command("verify")
 @click.argument("release")
+@click.option("--replay", type=click.IntRange(1), metavar="K", help="Train K segments again and compare every step.")
+@click.option("--rebuild", is_flag=True, help="Build the whole release again and compare every file.")
+@seed_option(None, "Of the choice of segments.  [default: a random one, printed]")
+@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads of training.  [default: as in the build]")
 @json_option
-def command(release: str, as_json: bool) -> None:
-    """Check the files of a release against its manifest.
+def command(
+    release: str, replay: int | None, rebuild: bool, seed: int | None, threads: int | None, as_json: bool
+) -> None:
+    """Check a release: its files, and if you ask for it, its training.
 
-    RELEASE is a bundled name (nano) or a release folder. Compares the sha256 of every file with
-    provenance/manifest.json, the recipe with its hash, and names and shapes of the weights with config.json.
-    One line for each file that is missing, added, changed or invalid, and exit status 1.
+    RELEASE is a bundled name (nano) or a release folder. Without options it compares the sha256 of every file with
+    provenance/manifest.json, the recipe with its hash, names and shapes of the weights with config.json, the links,
+    steps and learning rates of the ledger with the recipe, and the weights with the ledger's last line.
+
+    A segment is the steps between two saved states. --replay draws K of them at random where the states are shipped
+    (or still stand in the build folder), and otherwise trains the first K from nothing; data that are not at hand are
+    made again. --rebuild does everything again, in a temporary folder.
+
+    What differs is a line each and exit status 1; what was not checked is said.
     """
-    from openbook.verify.integrity import verify
+    from openbook.verify.verification import verify
 
-    result = verify(release)
+    if replay is None and not rebuild and (seed, threads) != (None, None):
+        option = "--seed" if seed is not None else "--threads"
+        raise click.UsageError(f"{option} is for --replay or --rebuild: give one of them too")
+    if replay is None and seed is not None:
+        raise click.UsageError("--seed chooses the segments of --replay: give that too")
+    result = verify(release, replay=replay or 0, rebuild=rebuild, seed=seed, threads=threads)
     if as_json:
         print_json(result)
-    elif result.verdict == "INTEGRITY":
-        click.echo(
-            f"INTEGRITY  {result.release}: {result.num_files} files, {result.num_bytes / 1e6:.1f} MB, "
-            f"{result.num_parameters:,} parameters, all as in the manifest"
-        )
-        click.echo(f"manifest {result.manifest_sha256}")
-        click.echo(f"recipe   {result.recipe_sha256}")
-        for item in result.not_checked:
-            click.echo(f"not checked: {item}")
     else:
+        for verdict in result.verdicts:
+            click.echo(verdict)
         for difference in result.differences:
             click.echo(difference)
+        if not result.differences:
+            click.echo(f"manifest {result.manifest_sha256}")
+            click.echo(f"recipe   {result.recipe_sha256}")
+        for note in result.notes:
+            click.echo(f"note: {note}")
+        if not result.differences:
+            for item in result.not_checked:
+                click.echo(f"not checked: {item}")
+    if result.verdicts and result.differences:  # the files are whole: it is the training that differs
+        difference = result.differences[0]
+        raise CheckError(f"{result.release}: {difference.path}: {difference.detail}")
     if result.differences:
         num_paths = len({difference.path for difference in result.differences})
         raise CheckError(

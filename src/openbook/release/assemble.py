@@ -14,7 +14,15 @@ from openbook.core.files import atomic_directory, read_bytes, read_json, require
 from openbook.release.card import render_card
 from openbook.release.facts import ReleaseFacts
 from openbook.release.gather import data_summary, gather_facts
-from openbook.release.manifest import MANIFEST_PATH, RECIPE_PATH, write_manifest
+from openbook.release.manifest import (
+    CHECKPOINTS_PATH,
+    DATA_PATH,
+    ENVIRONMENT_PATH,
+    LEDGER_PATH,
+    MANIFEST_PATH,
+    RECIPE_PATH,
+    write_manifest,
+)
 from openbook.release.report import write_report
 from openbook.tokenizer.chat import Chat, default_template
 from openbook.tokenizer.tokenizer import Tokenizer, require_match
@@ -60,9 +68,12 @@ def assemble_release(build: Path, out: Path, model: Path) -> ReleaseFacts:
         provenance = partial / MANIFEST_PATH.parent
         provenance.mkdir()
         shutil.copyfile(build / "recipe.toml", partial / RECIPE_PATH)
-        shutil.copyfile(build / "trace.jsonl", provenance / "trace.jsonl")
-        write_json(provenance / "environment.json", environment)
-        write_json(provenance / "data.json", data_summary(build, recipe))
+        shutil.copyfile(build / "trace.jsonl", partial / LEDGER_PATH)
+        write_json(partial / ENVIRONMENT_PATH, environment)
+        write_json(partial / DATA_PATH, data_summary(build, recipe))
+        if environment.get("keep_states"):
+            for stage in recipe.stages:
+                shutil.copytree(build / "train" / stage.name, partial / CHECKPOINTS_PATH / stage.name)
         if (build / "evals").is_dir():
             shutil.copytree(build / "evals", provenance / "evals")
         write_report(provenance / "report.html", facts, entries, read_bytes(build / "recipe.toml", "recipe").decode())

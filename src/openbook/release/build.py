@@ -30,7 +30,6 @@ from openbook.core.files import (
     write_json,
 )
 from openbook.core.progress import Progress
-from openbook.core.seeding import derive_seed
 from openbook.train.recipe import Recipe, StageConfig, find_recipe, load_recipe, require_problems
 
 if TYPE_CHECKING:
@@ -41,7 +40,10 @@ _PINNED = ("openbook", "torch", "numpy", "tokenizers", "reasoning-gym", "safeten
 
 
 class Run(Config, frozen=True, kw_only=True):
-    """What a build was started with; it goes on with the same. `seconds`: the working time of all its parts."""
+    """What a build was started with; it goes on with the same. `seconds`: the working time of all its parts.
+
+    keep_states: whether every saved state is kept and shipped, not only the newest two of each stage.
+    """
 
     recipe: str
     device: str
@@ -50,6 +52,7 @@ class Run(Config, frozen=True, kw_only=True):
     machine: str
     versions: dict[str, str]
     seconds: float = 0.0
+    keep_states: bool = False
 
 
 def build(
@@ -62,6 +65,7 @@ def build(
     threads: int | None = None,
     is_compiled: bool | None = None,
     workers: int | None = None,
+    keep_states: bool = False,
 ) -> Path:
     """Make a model from nothing.
 
@@ -74,6 +78,8 @@ def build(
         threads: of the CPU backend; None takes every core this process may use.
         is_compiled: train through torch.compile; None: if there is a C++ compiler.
         workers: processes that generate data; the data do not depend on it. None takes every core.
+        keep_states: keep every saved state and ship them in the release, so that any segment of it can be replayed; a
+            resumed build does so if it began so.
 
     Returns:
         the release folder (or where it would be, if `until` stops earlier).
@@ -98,8 +104,8 @@ def build(
     with _lock(folder):
         if not resume:
             write_bytes(folder / "recipe.toml", read_bytes(path, "recipe"))
-        run = _start_run(folder, loaded, device, threads, is_compiled)
-        build = _Build(folder, loaded, run, workers or _num_cores())
+        run = _start_run(folder, loaded, device, threads, is_compiled, keep_states)
+        build = _Build(folder, loaded, run, workers or num_cores())
         for name, step in build.steps():
             began_s = time.monotonic()
             try:
@@ -137,18 +143,9 @@ class _Build:
         out = self.folder / "tokenizer"
         if out.exists():
             return
-        from openbook.data.corpus import sample_texts
-        from openbook.tokenizer.chat import Chat, default_template
-        from openbook.tokenizer.train import train_tokenizer
+        from openbook.release.inputs import make_tokenizer
 
-        recipe = self.recipe
-        entries = [entry for stage in recipe.stages for entry in stage.mixture]
-        with Progress("tokenizer", 1) as progress:
-            texts = sample_texts(entries, recipe.tokenizer.samples_per_task, recipe.seed)
-            tokenizer = train_tokenizer(texts, recipe.tokenizer)
-            with atomic_directory(out) as partial:
-                Chat(tokenizer, default_template()).save(partial)
-            progress.update(1, f"{tokenizer.vocab_size} tokens")
+        make_tokenizer(self.recipe, out)
 
     def _stage(self, index: int) -> None:
         stage = self.recipe.stages[index]
@@ -159,21 +156,9 @@ class _Build:
         out = self.folder / "data" / stage.name
         if out.exists():
             return
-        from openbook.data.corpus import write_stage_data
-        from openbook.tokenizer.chat import Chat
+        from openbook.release.inputs import make_data
 
-        with Progress(f"data {stage.name}", stage.documents) as progress:
-            write_stage_data(
-                out,
-                stage.name,
-                stage.mixture,
-                stage.documents,
-                derive_seed(self.recipe.seed, stage.name),
-                Chat.load(self.folder / "tokenizer"),
-                self.recipe.data,
-                self.workers,
-                progress_callback=lambda done: progress.update(done, "documents"),
-            )
+        make_data(self.recipe, stage, self.folder / "tokenizer", out, self.workers)
 
     def _train(self, index: int) -> None:
         from openbook.checkpoint.train_state import latest_train_state, read_position
@@ -194,6 +179,7 @@ class _Build:
             ledger=self.folder / "trace.jsonl",
             checkpoints=self._checkpoints(stages[index]),
             start_from=latest or previous,
+            keep_states=self.run.keep_states,
         )
 
     def _evals(self) -> None:
@@ -277,7 +263,14 @@ def _require_same_recipe(folder: Path, recipe: Recipe) -> None:
         )
 
 
-def _start_run(folder: Path, recipe: Recipe, device: str | None, threads: int | None, is_compiled: bool | None) -> Run:
+def _start_run(
+    folder: Path,
+    recipe: Recipe,
+    device: str | None,
+    threads: int | None,
+    is_compiled: bool | None,
+    keep_states: bool,
+) -> Run:
     """Read or write run.json, and see that a resumed build goes on as it began."""
     path = folder / "run.json"
     versions = {name: version(name) for name in _PINNED}
@@ -287,14 +280,20 @@ def _start_run(folder: Path, recipe: Recipe, device: str | None, threads: int | 
         run = Run(
             recipe=recipe.hash,
             device=device or "cpu",
-            threads=threads or _num_cores(),
-            is_compiled=_has_compiler() if is_compiled is None else is_compiled,
+            threads=threads or num_cores(),
+            is_compiled=has_compiler() if is_compiled is None else is_compiled,
             machine=_machine(),
             versions=versions,
+            keep_states=keep_states,
         )
         write_json(path, run)
         return run
     run = convert(read_json(path, "record of the run"), Run, f"the record of the run {path}")
+    if keep_states and not run.keep_states:
+        raise UserError(
+            "--resume: --keep-states is given, the build began without it and has dropped states by now: "
+            "resume without it, or build into a new folder"
+        )
     given = {"--device": device, "--threads": threads, "--compile": is_compiled, "the installed packages": versions}
     began = dict(zip(given, (run.device, run.threads, run.is_compiled, run.versions), strict=True))
     for name, value in given.items():
@@ -331,11 +330,13 @@ def _require_cuda() -> None:
         raise UserError("--device cuda: torch sees no CUDA device on this machine; use --device cpu")
 
 
-def _has_compiler() -> bool:
+def has_compiler() -> bool:
+    """Whether torch.compile finds a C++ compiler."""
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name)
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -11,6 +11,10 @@ from openbook.core.files import read_json, sha256_file, write_json
 
 MANIFEST_PATH = PurePosixPath("provenance/manifest.json")
 RECIPE_PATH = PurePosixPath("provenance/recipe.toml")
+LEDGER_PATH = PurePosixPath("provenance/trace.jsonl")
+DATA_PATH = PurePosixPath("provenance/data.json")
+ENVIRONMENT_PATH = PurePosixPath("provenance/environment.json")
+CHECKPOINTS_PATH = PurePosixPath("provenance/checkpoints")  # <stage>/step-NNNNNNNN/, if they are shipped
 FORMAT = 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,35 +19,62 @@ from openbook.ops.exact_ops import ExactOps
 from openbook.ops.native_module import require_native
 from openbook.ops.torch_ops import TorchOps
 from openbook.tokenizer.chat import Chat
-from openbook.train.ledger import Ledger
-from openbook.train.loop import Layout, make_loss_function, train_stage
+from openbook.train.ledger import Ledger, StepSink
+from openbook.train.loop import Layout, LossFunction, make_loss_function, train_stage
 from openbook.train.optim import Optimizer
 from openbook.train.parallel import ALONE, Workers
-from openbook.train.recipe import Recipe
+from openbook.train.recipe import Recipe, StageConfig
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def run_stage(
-    recipe: Recipe,
-    index: int,
-    layout: Layout,
-    *,
-    tokenizer: Path,
-    data: Path,
-    ledger: Path,
-    checkpoints: Path,
-    start_from: Path | None,
-    workers: Workers = ALONE,
-) -> None:
-    """Run stage `index` of the recipe to its end, from a saved state or, for the first stage, from nothing.
+@dataclass(kw_only=True)
+class OpenStage:
+    """One stage of training, ready to go on from `position`."""
+
+    stage: StageConfig
+    optimizer: Optimizer
+    loss_function: LossFunction
+    loader: ShardLoader
+    position: TrainPosition
+    device: str
+
+    def run(
+        self,
+        ledger: StepSink,
+        checkpoints: Path | None,
+        *,
+        until: int | None = None,
+        keep_states: bool = False,
+        workers: Workers = ALONE,
+    ) -> TrainPosition:
+        """Train; see `train_stage`."""
+        self.position = train_stage(
+            stage=self.stage,
+            optimizer=self.optimizer,
+            loss_function=self.loss_function,
+            loader=self.loader,
+            ledger=ledger,
+            checkpoints=checkpoints,
+            position=self.position,
+            device=self.device,
+            until=until,
+            keep_states=keep_states,
+            workers=workers,
+        )
+        return self.position
+
+
+def open_stage(
+    recipe: Recipe, index: int, layout: Layout, *, tokenizer: Path, data: Path, start_from: Path | None
+) -> OpenStage:
+    """Stage `index` of the recipe, at a saved state or, for the first stage, at its very beginning.
 
     Args:
         start_from: a state of this stage, or the last one of the stage before.
-        workers: the processes that train together, each calling this; the first one alone writes.
 
     Raises:
-        UserError, CheckError: as `train_stage`.
+        UserError: a file is missing or damaged.
     """
     use_threads(recipe, layout.threads)
     torch.use_deterministic_algorithms(True)
@@ -69,18 +97,41 @@ def run_stage(
         weights, state, saved = load_train_state(start_from)
         optimizer.restore(weights, state)
         position = saved if saved.stage == stage.name else _first_position(stage.name, saved.step, loader)
-    with Ledger(ledger, position.step) as lines:
-        train_stage(
-            stage=stage,
-            optimizer=optimizer,
-            loss_function=make_loss_function(model, layout),
-            loader=loader,
-            ledger=lines,
-            checkpoints=checkpoints,
-            position=position,
-            device=layout.device,
-            workers=workers,
-        )
+    return OpenStage(
+        stage=stage,
+        optimizer=optimizer,
+        loss_function=make_loss_function(model, layout),
+        loader=loader,
+        position=position,
+        device=layout.device,
+    )
+
+
+def run_stage(
+    recipe: Recipe,
+    index: int,
+    layout: Layout,
+    *,
+    tokenizer: Path,
+    data: Path,
+    ledger: Path,
+    checkpoints: Path,
+    start_from: Path | None,
+    keep_states: bool = False,
+    workers: Workers = ALONE,
+) -> None:
+    """Run stage `index` of the recipe to its end; see `open_stage`.
+
+    Args:
+        keep_states: keep every state below `checkpoints`, not the newest two only.
+        workers: the processes that train together, each calling this; the first one alone writes.
+
+    Raises:
+        UserError, CheckError: as `open_stage` and `train_stage`.
+    """
+    opened = open_stage(recipe, index, layout, tokenizer=tokenizer, data=data, start_from=start_from)
+    with Ledger(ledger, opened.position.step) as lines:
+        opened.run(lines, checkpoints, keep_states=keep_states, workers=workers)
 
 
 def use_threads(recipe: Recipe, threads: int) -> None:

@@ -23,6 +23,7 @@ from openbook.train.optim import Optimizer
 from openbook.train.parallel import ALONE, Workers
 from openbook.train.recipe import StageConfig
 from openbook.train.schedule import learning_rate
+from openbook.train.segments import is_saved_after
 from openbook.train.tree_sum import TreeSum
 
 if TYPE_CHECKING:
@@ -162,11 +163,6 @@ def train_stage(
                         checkpoints, optimizer.weights(), optimizer.state(), position, keep_all=keep_states
                     )
     return position
-
-
-def is_saved_after(stage: StageConfig, stage_step: int) -> bool:
-    """Whether the state is saved when `stage_step` steps of the stage are done: there a segment ends."""
-    return stage_step % stage.checkpoint_steps == 0 or stage_step == stage.steps
 
 
 def train_step(

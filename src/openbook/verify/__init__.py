@@ -12,15 +12,23 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from openbook.verify.integrity import Verification
+    from openbook.verify.verification import Verification
 
 
 class _Verify(ModuleType):
-    def __call__(self, release: str | Path) -> Verification:
-        """See `openbook.verify.integrity.verify`."""
-        from openbook.verify.integrity import verify
+    def __call__(
+        self,
+        release: str | Path,
+        *,
+        replay: int = 0,
+        rebuild: bool = False,
+        seed: int | None = None,
+        threads: int | None = None,
+    ) -> Verification:
+        """See `openbook.verify.verification.verify`."""
+        from openbook.verify.verification import verify
 
-        return verify(release)
+        return verify(release, replay=replay, rebuild=rebuild, seed=seed, threads=threads)
 
 
 sys.modules[__name__].__class__ = _Verify

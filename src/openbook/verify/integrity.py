@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
-from openbook.checkpoint.locate import bundled_names, locate
 from openbook.core.errors import UserError
-from openbook.core.files import read_json, sha256_bytes, sha256_file
+from openbook.core.files import read_json, sha256_file
 from openbook.release.manifest import (
+    ENVIRONMENT_PATH,
     MANIFEST_PATH,
     RECIPE_PATH,
     FileEntry,
@@ -19,78 +18,68 @@ from openbook.release.manifest import (
     list_files,
     read_manifest,
 )
+from openbook.train.ledger import Entry
+from openbook.train.recipe import Recipe, load_recipe
+from openbook.verify.difference import DIGITS, Difference
+from openbook.verify.ledger import NO_STATES, check_ledger, check_weights, has_states
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-DIGITS = 12  # hex digits of a hash in a message
 
 # Said with every result: a verdict covers what was checked and nothing else.
-NOT_CHECKED = (
-    "who made the release (the manifest is not signed)",
-    "that the data comes out of its generators again",
-    "that the recipe leads to these weights (build it again and compare)",
-)
+NO_SIGNATURE = "who made the release (the manifest is not signed)"
+NO_DATA = "that the data comes out of its generators again (--rebuild)"
+NO_TRAINING = "that the recipe leads to these weights (--replay K for K segments of the training, --rebuild for all)"
 
 
-class Difference(msgspec.Struct, frozen=True, kw_only=True):
-    """One file that is not what the manifest or the configuration says."""
+class Integrity(msgspec.Struct, frozen=True, kw_only=True):
+    """What the files of a release say without anything being run again.
 
-    path: str
-    kind: Literal["missing", "added", "changed", "invalid"]
-    detail: str
+    recipe: None if it cannot be read. entries: of the ledger; [] if it cannot be read. num_parameters: as the header of
+    the weights says; 0 if it cannot be read. not_checked: besides the three things above.
+    """
 
-    def __str__(self) -> str:
-        return f"{self.kind:<8} {self.path}: {self.detail}"
-
-
-class Verification(msgspec.Struct, frozen=True, kw_only=True):
-    """What was checked and what differs. `verdict` is "INTEGRITY" or "DIFFERS"."""
-
-    release: str
-    verdict: Literal["INTEGRITY", "DIFFERS"]
-    manifest_sha256: str
-    recipe_sha256: str
-    num_files: int
-    num_bytes: int
-    num_parameters: int  # as the header of the weights says; 0 if it cannot be read
-    differences: tuple[Difference, ...]
-    not_checked: tuple[str, ...]
+    manifest: Manifest
+    recipe: Recipe | None
+    entries: list[Entry]
+    num_parameters: int
+    differences: list[Difference]
+    not_checked: list[str]
 
 
-def verify(release: str | Path) -> Verification:
-    """Check a release: hashes of all files, the recipe's hash, the header of the weights against config.json.
-
-    Args:
-        release: a bundled name, or a release folder.
+def check_integrity(folder: Path) -> Integrity:
+    """Check a release: hashes of all files, the recipe's hash, the weights against config.json, the ledger.
 
     Raises:
-        UserError: there is no such release, or a file cannot be read.
+        UserError: the folder is not a release, or a file cannot be read.
     """
-    # A release that lost its config.json is no model any more, but it is still a release to be checked.
-    is_folder = str(release) not in bundled_names() and Path(release).is_dir()
-    folder = Path(release) if is_folder else locate(release)
     manifest = read_manifest(folder)
     differences = _compare_files(folder, manifest)
-    not_checked = list(NOT_CHECKED)
+    not_checked = []
+    recipe = None
     if manifest.openbook == version("openbook"):
-        differences += _check_recipe(folder, manifest)
+        recipe, invalid = _check_recipe(folder, manifest)
+        differences += invalid + _check_environment(folder, manifest)
     else:
         # Another version fills in other defaults, so the hash it took of the recipe cannot be taken again here.
         not_checked.append(f"the hash of the recipe (openbook {manifest.openbook} took it)")
     shapes, invalid = _read_shapes(folder / WEIGHTS)
-    differences += invalid
     if shapes:
-        differences += _check_shapes(folder, shapes)
-    return Verification(
-        release=str(folder),
-        verdict="DIFFERS" if differences else "INTEGRITY",
-        manifest_sha256=sha256_bytes((folder / MANIFEST_PATH).read_bytes()),
-        recipe_sha256=manifest.recipe_sha256,
-        num_files=len(manifest.files),
-        num_bytes=sum(entry.bytes for entry in manifest.files),
+        invalid += _check_shapes(folder, shapes)
+    differences += invalid
+    ledger_differences, entries = check_ledger(folder, recipe)
+    differences += ledger_differences
+    if entries and not has_states(entries):
+        not_checked.append(f"the steps of the training: {NO_STATES}")
+    if not differences:
+        differences += check_weights(folder, entries)
+    return Integrity(
+        manifest=manifest,
+        recipe=recipe,
+        entries=entries,
         num_parameters=sum(_product(shape) for shape in shapes.values()),
-        differences=tuple(differences),
-        not_checked=tuple(not_checked),
+        differences=differences,
+        not_checked=not_checked,
     )
 
 
@@ -119,20 +108,34 @@ def _compare_file(folder: Path, entry: FileEntry) -> Difference | None:
     return Difference(path=entry.path, kind="changed", detail=detail)
 
 
-def _check_recipe(folder: Path, manifest: Manifest) -> list[Difference]:
+def _check_recipe(folder: Path, manifest: Manifest) -> tuple[Recipe | None, list[Difference]]:
     """The recipe in the release against the hash that identifies the model."""
-    from openbook.train.recipe import load_recipe
-
     if not (folder / RECIPE_PATH).is_file():
-        return []  # the comparison of files says so
+        return None, []  # the comparison of files says so
     try:
-        actual = load_recipe(folder / RECIPE_PATH).hash
+        recipe = load_recipe(folder / RECIPE_PATH)
     except UserError as error:
-        return [Difference(path=str(RECIPE_PATH), kind="invalid", detail=str(error))]
+        return None, [Difference(path=str(RECIPE_PATH), kind="invalid", detail=str(error))]
+    if recipe.hash == manifest.recipe_sha256:
+        return recipe, []
+    detail = f"recipe hash expected {manifest.recipe_sha256[:DIGITS]}, found {recipe.hash[:DIGITS]}"
+    return None, [Difference(path=str(RECIPE_PATH), kind="invalid", detail=detail)]
+
+
+def _check_environment(folder: Path, manifest: Manifest) -> list[Difference]:
+    """The record of the run names the recipe that it was a run of."""
+    path = folder / ENVIRONMENT_PATH
+    if not path.is_file():
+        return []
+    try:
+        values = read_json(path, "record of the run")
+    except UserError as error:
+        return [Difference(path=str(ENVIRONMENT_PATH), kind="invalid", detail=str(error))]
+    actual = str(values.get("recipe") if isinstance(values, dict) else None)
     if actual == manifest.recipe_sha256:
         return []
-    detail = f"recipe hash expected {manifest.recipe_sha256[:DIGITS]}, found {actual[:DIGITS]}"
-    return [Difference(path=str(RECIPE_PATH), kind="invalid", detail=detail)]
+    detail = f"a run of recipe {actual[:DIGITS]}, the manifest says {manifest.recipe_sha256[:DIGITS]}"
+    return [Difference(path=str(ENVIRONMENT_PATH), kind="invalid", detail=detail)]
 
 
 def _read_shapes(path: Path) -> tuple[dict[str, tuple[int, ...]], list[Difference]]:
