@@ -12,9 +12,10 @@ import pytest
 from openbook.core.errors import UserError
 from openbook.core.files import sha256_bytes, sha256_file
 from openbook.release.manifest import MANIFEST_PATH, write_manifest
-from openbook.verify.integrity import Verification, verify
+from openbook.verify.verification import Verification, verify
 
 WEIGHTS = "model.safetensors"
+LEDGER = "provenance/trace.jsonl"
 
 
 def found(result: Verification) -> list[tuple[str, str]]:
@@ -46,14 +47,17 @@ def test_a_good_release(made_release: Path) -> None:
     assert any("not signed" in item for item in result.not_checked)
 
 
-@pytest.mark.parametrize("path", ["README.md", WEIGHTS, "tokenizer.json", "provenance/trace.jsonl"])
+@pytest.mark.parametrize("path", ["README.md", WEIGHTS, "tokenizer.json", LEDGER])
 def test_one_flipped_bit_is_found_in_the_right_file(release: Path, path: str) -> None:
     data = bytearray((release / path).read_bytes())
     expected = sha256_bytes(bytes(data))
     data[-20] ^= 1
     (release / path).write_bytes(bytes(data))
-    (difference,) = verify(release).differences
+    difference, *others = verify(release).differences
     assert (difference.kind, difference.path) == ("changed", path)
+    assert [(other.path, other.detail) for other in others] == (
+        [(path, "line 7: its link does not follow from the lines up to it")] if path == LEDGER else []
+    )
     assert difference.detail == f"sha256 expected {expected[:12]}, found {sha256_bytes(bytes(data))[:12]}"
 
 

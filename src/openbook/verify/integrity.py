@@ -11,7 +11,6 @@ from openbook.core.errors import UserError
 from openbook.core.files import read_json, sha256_file
 from openbook.release.manifest import (
     ENVIRONMENT_PATH,
-    MANIFEST_PATH,
     RECIPE_PATH,
     FileEntry,
     Manifest,
