@@ -83,7 +83,6 @@ def open_stage(
     config = recipe.model_config(Chat.load(tokenizer).tokenizer.vocab_size)
     model = build_model(config, make_ops(recipe))
     init_weights(model, derive_seed(recipe.seed, "weights"))
-    init_weights(model, derive_seed(recipe.seed, "weights"))
     # The masters start from the float32 draw, not from its rounded image.
     initial = {name: p.detach().clone() for name, p in model.named_parameters()}
     model.to(device=layout.device, dtype=_DTYPES[recipe.precision])

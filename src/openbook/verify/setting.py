@@ -38,7 +38,7 @@ class Setting:
     @property
     def is_exact(self) -> bool:
         """Whether the recipe's numerics give the same bits on every machine."""
-        return bool(getattr(self.recipe, "profile", "fast") == "exact")
+        return self.recipe.profile == "exact"
 
     @property
     def note(self) -> str:
