@@ -15,11 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openbook.core.errors import UserError
+from openbook.models.config import DecoderConfig, ModelConfig
+from openbook.models.configs.gpt2 import GPT2Config
+from openbook.models.rope_frequencies import exact_frequencies
+from openbook.ops.native_module import require_native
 from openbook.tokenizer.images import ImagePatches
 
 if TYPE_CHECKING:
-    from openbook.models.config import ModelConfig
     from openbook.ops._native import Decoder
+
+# The families whose whole step the native core computes.
+NATIVE_FAMILIES = ("gpt2", "gpt3", "llama", "mistral", "qwen2", "qwen3")
 
 # Tokens of a page of the key-value cache, as in the native core.
 BLOCK_TOKENS = 16
@@ -28,18 +34,86 @@ BLOCK_TOKENS = 16
 STEP_TOKENS = 512
 
 
-class NativeRunner:
-    """Wraps a native decoder whose weights are set.
+def make_decoder(config: ModelConfig) -> Decoder:
+    """A native decoder of that shape, whose weights are to be set.
 
-    Args:
-        config: the model's shape.
-        decoder: computes the steps.
-        rope: cos and sin of positions 0 to n - 1 for a number n, each float32 [n, rope_dim / 2]; of a model without
-            rotation, with no columns.
+    Raises:
+        UserError: it is no dense decoder that the native core knows, or there is no native core.
     """
+    native = require_native()
+    if config.model_type not in NATIVE_FAMILIES:
+        raise UserError(
+            f"the native runner knows no family {config.model_type}: expected one of {', '.join(NATIVE_FAMILIES)}; "
+            "use profile fast"
+        )
+    is_gpt2 = isinstance(config, GPT2Config)
+    layers = range(config.num_hidden_layers)
+    decoder: Decoder = native.Decoder(
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_layers=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        vocab_size=config.vocab_size,
+        num_positions=config.max_position_embeddings if is_gpt2 else 0,
+        has_layer_norm=is_gpt2,
+        has_swiglu=not is_gpt2,
+        norm_eps=_norm_eps(config),
+        has_qkv_bias=is_gpt2 or config.model_type == "qwen2",
+        has_qk_norm=config.model_type == "qwen3",
+        is_tied=config.tie_word_embeddings,
+        scales=[_score_scale(config, layer) for layer in layers],
+        windows=[config.window(layer) or 0 for layer in layers],
+    )
+    return decoder
 
-    def __init__(self, config: ModelConfig, decoder: Decoder, rope: RopeTables) -> None:
-        self._config, self.decoder, self.rope = config, decoder, rope
+
+def _norm_eps(config: ModelConfig) -> float:
+    if isinstance(config, GPT2Config):
+        return config.layer_norm_epsilon
+    assert isinstance(config, DecoderConfig)
+    return config.rms_norm_eps
+
+
+def _score_scale(config: ModelConfig, layer: int) -> float:
+    """As the families' attention has it."""
+    if not isinstance(config, GPT2Config):
+        return float(config.head_dim**-0.5)
+    scale = float(config.head_dim**-0.5) if config.scale_attn_weights else 1.0
+    return scale / (layer + 1) if config.scale_attn_by_inverse_layer_idx else scale
+
+
+class RopeTables:
+    """cos and sin by position, computed as far as they were asked for; without columns where nothing is rotated."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        frequencies: tuple[float, ...] = ()
+        self._factor = 1.0
+        if isinstance(config, DecoderConfig):
+            frequencies, self._factor = exact_frequencies(config.rope_dim, config.rope_theta, config.rope_scaling)
+        self._frequencies = np.array(frequencies, dtype=np.float32)
+        empty = np.zeros((0, len(frequencies)), dtype=np.float32)
+        self._tables = (empty, empty)
+
+    def __call__(self, num_positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The tables of positions 0 to `num_positions` - 1 or more, each float32 [positions, rope_dim / 2]."""
+        if len(self._tables[0]) < num_positions:
+            cos = np.empty((num_positions, len(self._frequencies)), dtype=np.float32)
+            sin = np.empty_like(cos)
+            positions = np.arange(num_positions, dtype=np.float32)
+            require_native().rope_tables(positions, self._frequencies, cos, sin)
+            if self._factor != 1.0:
+                cos, sin = cos * np.float32(self._factor), sin * np.float32(self._factor)
+            self._tables = (cos, sin)
+        return self._tables
+
+
+class NativeRunner:
+    """Wraps a native decoder whose weights are set, see `make_decoder`."""
+
+    def __init__(self, config: ModelConfig, decoder: Decoder) -> None:
+        self._config, self.decoder, self.rope = config, decoder, RopeTables(config)
 
     @property
     def max_model_len(self) -> int:
@@ -121,21 +195,3 @@ class NativeBatch:
             done += len(wanted)
         self._lengths = self._lengths + counts
         return logits
-
-
-class RopeTables:
-    """cos and sin by position, computed as far as they were asked for.
-
-    Args:
-        frequencies: float32 [rope_dim / 2], of each pair of features; empty for a model without rotation.
-        factor: on cos and sin.
-    """
-
-    def __init__(self, frequencies: NDArray[np.float32], factor: float) -> None:
-        self._frequencies, self._factor = frequencies, factor
-        empty = np.zeros((0, len(frequencies)), dtype=np.float32)
-        self._tables = (empty, empty)
-
-    def __call__(self, num_positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The tables of positions 0 to `num_positions` - 1 or more, each float32 [positions, rope_dim / 2]."""
-        raise NotImplementedError

@@ -37,10 +37,10 @@ void step(Decoder& decoder, Ints token_ids, Ints positions, Ints sequences, Arra
   require(M > 0 && extent(positions.shape(0)) == M && extent(sequences.shape(0)) == M,
           "step: expected token_ids, positions and sequences of the same length M, from 1");
   require(extent(keys.shape(0)) == s.num_layers && extent(keys.shape(2)) == s.num_kv_heads &&
-              extent(keys.shape(3)) == s.head_dim && extent(keys.shape(4)) == kBlockTokens,
+              extent(keys.shape(3)) == s.head_dim && extent(keys.shape(4)) == kPageTokens,
           "step: expected keys [num_layers, num_blocks, num_kv_heads, head_dim, 16]");
   require(extent(values.shape(0)) == s.num_layers && extent(values.shape(1)) == num_blocks &&
-              extent(values.shape(2)) == s.num_kv_heads && extent(values.shape(3)) == kBlockTokens &&
+              extent(values.shape(2)) == s.num_kv_heads && extent(values.shape(3)) == kPageTokens &&
               extent(values.shape(4)) == s.head_dim,
           "step: expected values [num_layers, num_blocks, num_kv_heads, 16, head_dim]");
   require(extent(logits.shape(0)) == extent(wanted.shape(0)) && extent(logits.shape(1)) == s.vocab_size,
@@ -48,7 +48,7 @@ void step(Decoder& decoder, Ints token_ids, Ints positions, Ints sequences, Arra
   require_indices(token_ids, s.vocab_size, "the token id");
   require_indices(sequences, extent(block_tables.shape(0)), "the sequence");
   require_indices(wanted, M, "the wanted row");
-  std::int64_t num_positions = table_width * kBlockTokens;
+  std::int64_t num_positions = table_width * kPageTokens;
   if (s.num_positions != 0) {
     num_positions = std::min(num_positions, s.num_positions);
   } else {
@@ -59,7 +59,7 @@ void step(Decoder& decoder, Ints token_ids, Ints positions, Ints sequences, Arra
   }
   require_indices(positions, num_positions, "the position");
   for (std::int64_t i = 0; i < M; ++i) {
-    const std::int64_t pages = positions.data()[i] / kBlockTokens + 1;
+    const std::int64_t pages = positions.data()[i] / kPageTokens + 1;
     const std::int32_t* table = block_tables.data() + sequences.data()[i] * table_width;
     for (std::int64_t page = 0; page < pages; ++page) {
       require(table[page] >= 0 && table[page] < num_blocks, "step: a block table names a block that is not there");
@@ -121,6 +121,12 @@ void bind_decoder(nb::module_& m) {
             decoder.set_matrix(name, matrix.weight());
           },
           nb::arg("name"), nb::arg("matrix"), nb::keep_alive<1, 3>(), "ValueError for an unknown name or another shape.")
+      .def(
+          "set_matrix",
+          [](Decoder& decoder, const std::string& name, const QuantWeight& matrix) {
+            decoder.set_matrix(name, matrix.view());
+          },
+          nb::arg("name"), nb::arg("matrix"), nb::keep_alive<1, 3>())
       .def("missing", &Decoder::missing, "Names of the weights that were not set yet.")
       .def("step", &step, nb::arg("token_ids"), nb::arg("positions"), nb::arg("sequences"), nb::arg("block_tables"),
            nb::arg("keys"), nb::arg("values"), nb::arg("cosines"), nb::arg("sines"), nb::arg("wanted"),

@@ -6,7 +6,7 @@
 
 #include "activation_kernels.h"
 #include "norm_kernels.h"
-#include <cmath>
+#include "paged_attention.h"
 #include "rope_kernels.h"
 #include "thread_pool.h"
 
@@ -15,19 +15,6 @@ namespace {
 
 // Rows for which waking a thread pays, in what is not a matrix product.
 constexpr std::int64_t kRowGrain = 8;
-
-void write_kv(const DecoderStep& step, const DecoderShape& s, std::int64_t index, std::int64_t sequence,
-              std::int64_t position, const float* key, const float* value) {
-  const std::int64_t H = s.head_dim, K = s.num_kv_heads;
-  const std::int64_t block = step.block_tables[sequence * step.table_width + position / kBlockTokens];
-  for (std::int64_t kv = 0; kv < K; ++kv) {
-    const std::int64_t at = ((index * step.num_blocks + block) * K + kv) * H * kBlockTokens;
-    for (std::int64_t d = 0; d < H; ++d) {
-      step.keys[at + d * kBlockTokens + position % kBlockTokens] = key[kv * H + d];
-      step.values[at + position % kBlockTokens * H + d] = value[kv * H + d];
-    }
-  }
-}
 
 void add(float* x, const float* y, std::int64_t size) {
   parallel_ranges(size, 1 << 14, [=](std::int64_t begin, std::int64_t end) {
@@ -40,7 +27,8 @@ void add(float* x, const float* y, std::int64_t size) {
 // What a step computes in. Grows to the largest step so far; nothing is allocated in the others.
 struct Decoder::Scratch {
   std::vector<float> stream, normed, qkv, attended, out, up, gated;
-  std::vector<float> wanted_stream, wanted_attended;
+  std::vector<std::int32_t> sequences, positions;
+  QuantizedRows quantized;
 
   static float* room(std::vector<float>& buffer, std::int64_t size) {
     if (static_cast<std::int64_t>(buffer.size()) < size) buffer.resize(static_cast<std::size_t>(size));
@@ -124,6 +112,10 @@ void Decoder::set_matrix(const std::string& name, PackedWeight weight) {
   slot(name, weight.n, weight.k).matrix->weight = weight;
 }
 
+void Decoder::set_matrix(const std::string& name, QuantView weight) {
+  slot(name, weight.num_rows, weight.num_columns).matrix->weight = weight;
+}
+
 std::vector<std::string> Decoder::missing() const {
   std::vector<std::string> names;
   for (const std::string& name : names_) {
@@ -139,7 +131,12 @@ std::vector<std::string> Decoder::missing() const {
 void Decoder::linear(const DecoderMatrix& matrix, const float* x, std::int64_t rows, std::int64_t inputs, float* out,
                      std::int64_t outputs) {
   const float* bias = matrix.bias.empty() ? nullptr : matrix.bias.data();
-  packed_linear(std::get<PackedWeight>(matrix.weight), x, inputs, rows, bias, out, outputs);
+  if (const auto* packed = std::get_if<PackedWeight>(&matrix.weight)) {
+    packed_linear(*packed, x, inputs, rows, bias, out, outputs);
+    return;
+  }
+  scratch_->quantized.quantize(x, inputs, rows, inputs);
+  quant_linear(std::get<QuantView>(matrix.weight), scratch_->quantized, bias, out, outputs);
 }
 
 void Decoder::norm(const float* x, const std::vector<float>& weight, const std::vector<float>& bias, float* out,
@@ -163,7 +160,11 @@ void Decoder::norm(const float* x, const std::vector<float>& weight, const std::
 void Decoder::embed(const DecoderStep& step, float* x) const {
   const std::int64_t size = shape_.hidden_size;
   const auto read = [](const DecoderMatrix& matrix, std::int64_t row, float* out) {
-    packed_row(std::get<PackedWeight>(matrix.weight), row, out);
+    if (const auto* packed = std::get_if<PackedWeight>(&matrix.weight)) {
+      packed_row(*packed, row, out);
+    } else {
+      dequantize_row(std::get<QuantView>(matrix.weight), row, out);
+    }
   };
   parallel_ranges(step.num_rows, kRowGrain, [&](std::int64_t begin, std::int64_t end) {
     std::vector<float> place(static_cast<std::size_t>(shape_.num_positions != 0 ? size : 0));
@@ -183,6 +184,7 @@ void Decoder::place(const DecoderStep& step, const Layer& layer, std::int64_t in
   const std::int64_t H = s.head_dim, N = s.num_heads, K = s.num_kv_heads, width = (N + 2 * K) * H;
   const NormKernels& norms = norm_kernels();
   const RopeKernels& ropes = rope_kernels();
+  const PagedCache pages = cache(step, index);
   parallel_ranges(step.num_rows, kRowGrain, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t row = begin; row < end; ++row) {
       float* heads = qkv + row * width;
@@ -197,56 +199,36 @@ void Decoder::place(const DecoderStep& step, const Layer& layer, std::int64_t in
           ropes.rotate(x, step.cosines + position * (H / 2), step.sines + position * (H / 2), x, H / 2, false);
         }
       }
-      write_kv(step, s, index, step.sequences[row], position, heads + N * H, heads + (N + K) * H);
+      write_kv(pages, step.sequences[row], position, heads + N * H, heads + (N + K) * H);
     }
   });
 }
 
-void Decoder::attend(const DecoderStep& step, std::int64_t index, const float* qkv, const std::int32_t* rows,
+void Decoder::attend(const DecoderStep& step, std::int64_t index, const float* qkv, const std::int32_t* wanted,
                      std::int64_t num_rows, float* out) {
   const DecoderShape& s = shape_;
-  const std::int64_t H = s.head_dim, N = s.num_heads, K = s.num_kv_heads, width = (N + 2 * K) * H;
-  const std::int64_t layer = index * step.num_blocks * K * H * kBlockTokens;
-  parallel_for(num_rows, [&](std::int64_t r) {
-    const std::int64_t row = rows != nullptr ? rows[r] : r;
-    const std::int64_t position = step.positions[row];
-    const std::int64_t window = s.windows[static_cast<std::size_t>(index)];
-    const std::int64_t begin = window == 0 ? 0 : std::max<std::int64_t>(0, position - window + 1);
-    std::vector<float> e(static_cast<std::size_t>(position + 1));
-    const std::int32_t* table = step.block_tables + step.sequences[row] * step.table_width;
-    for (std::int64_t head = 0; head < N; ++head) {
-      const std::int64_t kv = head / (N / K);
-      const float* q = qkv + r * width + head * H;
-      float m = -INFINITY;
-      for (std::int64_t p = begin; p <= position; ++p) {
-        const float* k = step.keys + layer + (table[p / kBlockTokens] * K + kv) * H * kBlockTokens + p % kBlockTokens;
-        float acc = 0.0f;
-        for (std::int64_t d = 0; d < H; ++d) acc = std::fmaf(q[d], k[d * kBlockTokens], acc);
-        acc *= s.scales[static_cast<std::size_t>(index)];
-        e[static_cast<std::size_t>(p)] = acc;
-        m = acc > m ? acc : m;
-      }
-      float lanes[16] = {};
-      for (std::int64_t p = begin; p <= position; ++p) {
-        float x = e[static_cast<std::size_t>(p)] - m;
-        activation_kernels().exp(&x, &x, 1);
-        e[static_cast<std::size_t>(p)] = x;
-        lanes[p % 16] += x;
-      }
-      for (int w = 8; w > 0; w /= 2) {
-        for (int i = 0; i < w; ++i) lanes[i] += lanes[i + w];
-      }
-      const float inverse = 1.0f / lanes[0];
-      for (std::int64_t d = 0; d < H; ++d) {
-        float acc = 0.0f;
-        for (std::int64_t p = begin; p <= position; ++p) {
-          const float* v = step.values + layer + ((table[p / kBlockTokens] * K + kv) * kBlockTokens + p % kBlockTokens) * H;
-          acc = std::fmaf(e[static_cast<std::size_t>(p)], v[d], acc);
-        }
-        out[r * N * H + head * H + d] = acc * inverse + 0.0f;
-      }
+  Scratch& scratch = *scratch_;
+  const std::int32_t *sequences = step.sequences, *positions = step.positions;
+  if (wanted != nullptr) {  // those rows of qkv alone
+    scratch.sequences.resize(static_cast<std::size_t>(num_rows));
+    scratch.positions.resize(static_cast<std::size_t>(num_rows));
+    for (std::int64_t row = 0; row < num_rows; ++row) {
+      scratch.sequences[static_cast<std::size_t>(row)] = sequences[wanted[row]];
+      scratch.positions[static_cast<std::size_t>(row)] = positions[wanted[row]];
     }
-  });
+    sequences = scratch.sequences.data();
+    positions = scratch.positions.data();
+  }
+  paged_attention(cache(step, index), {num_rows, sequences, positions, qkv,
+                                       (s.num_heads + 2 * s.num_kv_heads) * s.head_dim, s.num_heads,
+                                       s.scales[static_cast<std::size_t>(index)],
+                                       s.windows[static_cast<std::size_t>(index)], nullptr, out});
+}
+
+PagedCache Decoder::cache(const DecoderStep& step, std::int64_t index) const {
+  const std::int64_t layer = index * step.num_blocks * shape_.num_kv_heads * shape_.head_dim * kPageTokens;
+  return {step.keys + layer, step.values + layer, shape_.num_kv_heads, shape_.head_dim, step.block_tables,
+          step.table_width};
 }
 
 void Decoder::feed_forward(const Layer& layer, float* x, std::int64_t rows) {

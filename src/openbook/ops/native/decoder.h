@@ -13,11 +13,10 @@
 #include <vector>
 
 #include "gemm.h"
+#include "paged_attention.h"
+#include "quant.h"
 
 namespace openbook {
-
-// Tokens of one page of the key-value cache.
-constexpr std::int64_t kBlockTokens = 16;
 
 enum class NormKind { rms, layer };
 enum class MlpKind { swiglu, gelu_tanh };
@@ -37,7 +36,7 @@ struct DecoderShape {
 
 // One matrix [outputs, inputs], float or quantised, and its bias if it has one.
 struct DecoderMatrix {
-  std::variant<std::monostate, PackedWeight> weight;
+  std::variant<std::monostate, PackedWeight, QuantView> weight;
   std::vector<float> bias;
 };
 
@@ -49,8 +48,8 @@ struct DecoderStep {
   const std::int32_t* sequences;       // [M]: rows of block_tables
   const std::int32_t* block_tables;    // [num_sequences, table_width]: pages of each sequence in order
   std::int64_t table_width;
-  float* keys;                         // [num_layers, num_blocks, num_kv_heads, head_dim, kBlockTokens]
-  float* values;                       // [num_layers, num_blocks, num_kv_heads, kBlockTokens, head_dim]
+  float* keys;                         // [num_layers, num_blocks, num_kv_heads, head_dim, kPageTokens]
+  float* values;                       // [num_layers, num_blocks, num_kv_heads, kPageTokens, head_dim]
   std::int64_t num_blocks;
   const float* cosines;                // [positions, head_dim / 2]
   const float* sines;
@@ -70,6 +69,7 @@ class Decoder {
   // Throw std::invalid_argument if there is no such name, or the size is not the one expected.
   void set_vector(const std::string& name, const float* data, std::int64_t size);
   void set_matrix(const std::string& name, PackedWeight weight);
+  void set_matrix(const std::string& name, QuantView weight);
 
   // Names that were not set; a step needs them all.
   std::vector<std::string> missing() const;
@@ -98,7 +98,8 @@ class Decoder {
 
   void embed(const DecoderStep& step, float* x) const;
   void place(const DecoderStep& step, const Layer& layer, std::int64_t index, float* qkv) const;
-  void attend(const DecoderStep& step, std::int64_t index, const float* qkv, const std::int32_t* rows,
+  PagedCache cache(const DecoderStep& step, std::int64_t index) const;
+  void attend(const DecoderStep& step, std::int64_t index, const float* qkv, const std::int32_t* wanted,
               std::int64_t num_rows, float* out);
   void feed_forward(const Layer& layer, float* x, std::int64_t rows);
   void norm(const float* x, const std::vector<float>& weight, const std::vector<float>& bias, float* out,
