@@ -7,24 +7,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from openbook.engine.model import Dtype, Model
+    from openbook.engine.choices import Dtype, Profile
+    from openbook.engine.model import Model
     from openbook.evals.report import Report
     from openbook.tasks.base import Difficulty, Effort
 
 
-def load(model: str | Path, *, device: str = "cpu", dtype: Dtype = "float32") -> Model:
+def load(
+    model: str | Path, *, profile: Profile | None = None, device: str = "cpu", dtype: Dtype | None = None
+) -> Model:
     """Load a bundled model by name ("nano"), or a release or Hugging Face folder by path.
 
     Args:
         device: "cpu", "cuda" or "cuda:N".
-        dtype: "float32" or "bfloat16", of weights and activations.
+        profile: "exact" or "fast"; None is exact for dense models on a CPU with no dtype asked for.
+        dtype: "float32" or "bfloat16", of weights and activations in the profile fast.
 
     Raises:
         UserError: there is no such model or device, or a file of the model is missing or damaged.
     """
     from openbook.engine.model import Model
 
-    return Model.load(model, device=device, dtype=dtype)
+    return Model.load(model, profile=profile, device=device, dtype=dtype)
 
 
 def evaluate(

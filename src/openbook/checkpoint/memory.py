@@ -49,8 +49,11 @@ class MemoryPlan:
         return self.weight_bytes + self.cache_bytes + self.compute_bytes
 
 
-def stored_tensors(path: Path) -> list[StoredTensor]:
+def stored_tensors(path: Path, kept: frozenset[str] = frozenset()) -> list[StoredTensor]:
     """The tensors of a Hugging Face folder or a GGUF file, from the headers alone.
+
+    Args:
+        kept: names of types that stay in memory as they are stored; beside them experts in narrow formats do.
 
     Raises:
         UserError: a file is missing or damaged.
@@ -59,10 +62,12 @@ def stored_tensors(path: Path) -> list[StoredTensor]:
         from openbook.checkpoint.gguf_io import read_gguf
 
         return [
-            StoredTensor(name, math.prod(tensor.shape), tensor.num_bytes if tensor.format.name == "MXFP4" else None)
+            StoredTensor(
+                name, math.prod(tensor.shape), tensor.num_bytes if tensor.format.name in kept | {"MXFP4"} else None
+            )
             for name, tensor in read_gguf(path).tensors.items()
         ]
-    return [tensor for file in weight_files(path) for tensor in _of_safetensors(file)]
+    return [tensor for file in weight_files(path) for tensor in _of_safetensors(file, kept)]
 
 
 def plan_memory(
@@ -90,18 +95,20 @@ def require_memory(
     context: int | None = None,
     num_sequences: int = 1,
     dtypes: Mapping[str, int] = ITEM_BYTES,
+    kept: frozenset[str] = frozenset(),
 ) -> MemoryPlan:
     """`plan_memory`, refused where it does not fit.
 
     Args:
         device: whose memory: "cpu", "cuda" or "cuda:N".
         dtypes: those that the user could ask for instead, and bytes of a number in each.
+        kept: see `stored_tensors`.
 
     Raises:
         UserError: it does not fit (with how much is needed, how much there is, and what would fit), or a file is
             missing or damaged.
     """
-    tensors = stored_tensors(path)
+    tensors = stored_tensors(path, kept)
     context = _context(config, context)
     plan = _plan(tensors, config, dtype, context, num_sequences)
     available = available_memory(device)
@@ -188,10 +195,10 @@ def _context(config: ModelConfig, context: int | None) -> int:
     return min(config.max_position_embeddings, LEAST_CONTEXT if context is None else context)
 
 
-def _of_safetensors(file: Path) -> Iterator[StoredTensor]:
+def _of_safetensors(file: Path, kept: frozenset[str]) -> Iterator[StoredTensor]:
     for name, array in read_header(file).items():
         # Experts in a narrow format are kept so and expanded as used; what is narrow elsewhere is expanded.
-        is_packed = array.type_name not in _WHOLE_NUMBERS and ".experts." in name
+        is_packed = array.type_name in kept or (array.type_name not in _WHOLE_NUMBERS and ".experts." in name)
         yield StoredTensor(name, math.prod(array.shape), array.num_bytes if is_packed else None)
 
 

@@ -18,6 +18,7 @@ from openbook.cli.options import (
     dtype_option,
     effort_option,
     json_option,
+    profile_option,
     model_argument,
     print_json,
     seed_option,
@@ -26,7 +27,8 @@ from openbook.cli.stream_view import StreamView
 from openbook.core.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
-    from openbook.engine.model import Dtype, Message, Model
+    from openbook.engine.choices import Dtype, Profile
+    from openbook.engine.model import Message, Model
     from openbook.engine.request import SamplingParams
     from openbook.tasks.base import Effort
 
@@ -67,6 +69,7 @@ def _ctrl_c_interrupts() -> Iterator[None]:
 @seed_option(None, "Random numbers at a temperature above 0; without it they differ on every run.")
 @click.option("--max-tokens", type=int, help="Most tokens an answer, thinking included.  [default: up to the context]")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@profile_option
 @dtype_option
 @json_option
 @_ctrl_c_interrupts()
@@ -78,7 +81,8 @@ def command(
     seed: int | None,
     max_tokens: int | None,
     device: str,
-    dtype: Dtype,
+    profile: Profile | None,
+    dtype: Dtype | None,
     as_json: bool,
 ) -> None:
     """Talk to MODEL in the terminal. Lines that start with / are commands; /help lists them.
@@ -89,7 +93,7 @@ def command(
     from openbook.engine.request import SamplingParams
 
     params = SamplingParams(temperature=temperature, seed=resolve_seed(seed, temperature), max_tokens=max_tokens)
-    loaded = Model.load(model, device=device, dtype=dtype)
+    loaded = Model.load(model, profile=profile, device=device, dtype=dtype)
     if loaded.is_base:
         raise UserError(
             f"the model {loaded.name} has no chat template, it continues texts: use `openbook run {model} TEXT`, or a "

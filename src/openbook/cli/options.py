@@ -16,6 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 EFFORTS = ("low", "medium", "high")
 # Likewise, from openbook.engine.model.
 DTYPES = ("float32", "bfloat16")
+PROFILES = ("exact", "fast")
 
 
 def effort_option(default: str | None = "medium") -> Callable[[F], F]:
@@ -42,9 +43,17 @@ def dtype_option(function: F) -> F:
     return click.option(
         "--dtype",
         type=click.Choice(DTYPES),
-        default="float32",
-        show_default=True,
-        help="Of weights and activations; bfloat16 takes half the memory.",
+        help="Of weights and activations in the profile fast; bfloat16 takes half the memory.  [default: float32]",
+    )(function)
+
+
+def profile_option(function: F) -> F:
+    """`--profile exact|fast`, passed as `profile`."""
+    return click.option(
+        "--profile",
+        type=click.Choice(PROFILES),
+        help="exact: the same bits on every CPU, in any batch; fast: as the hardware goes, on CUDA too.  "
+        "[default: exact for dense models on a CPU, unless --dtype is given]",
     )(function)
 
 

@@ -9,12 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from openbook.cli.options import dtype_option, effort_option, json_option, model_argument, print_json, seed_option
+from openbook.cli.options import (
+    dtype_option,
+    effort_option,
+    json_option,
+    model_argument,
+    print_json,
+    profile_option,
+    seed_option,
+)
 from openbook.cli.stream_view import StreamView
 from openbook.core.errors import UserError
 
 if TYPE_CHECKING:
-    from openbook.engine.model import Answer, Dtype, Model
+    from openbook.engine.choices import Dtype, Profile
+    from openbook.engine.model import Answer, Model
     from openbook.engine.request import SamplingParams
     from openbook.tasks.base import Effort
 
@@ -39,6 +48,7 @@ if TYPE_CHECKING:
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be given repeatedly.")
 @click.option("--show-thinking/--no-thinking", default=True, show_default=True, help="Print the thinking, on stderr.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@profile_option
 @dtype_option
 @json_option
 def command(
@@ -55,7 +65,8 @@ def command(
     stop: tuple[str, ...],
     show_thinking: bool,
     device: str,
-    dtype: Dtype,
+    profile: Profile | None,
+    dtype: Dtype | None,
     as_json: bool,
 ) -> None:
     """Give PROMPT to MODEL and print its answer; a PROMPT of - reads standard input.
@@ -78,7 +89,7 @@ def command(
     text = _read_stdin() if prompt == "-" else prompt
     messages = [user_message(text, [image_part(path) for path in images])] if images else text
     began_s = time.monotonic()
-    loaded = Model.load(model, device=device, dtype=dtype)
+    loaded = Model.load(model, profile=profile, device=device, dtype=dtype)
     load_s = time.monotonic() - began_s
     if loaded.is_base:
         click.echo(f"({loaded.name} has no chat template: it continues the text)", err=True)

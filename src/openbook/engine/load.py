@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 from openbook.checkpoint.model_source import ModelSource
+from openbook.core.errors import UserError
+from openbook.engine.choices import PROFILES, Dtype, Profile
 from openbook.engine.runner import Runner
 
 
-def choose_runner(source: ModelSource, device: str, dtype: str) -> Runner:
+def choose_runner(source: ModelSource, device: str, dtype: Dtype | None, profile: Profile | None) -> Runner:
     """Load a model's weights into the runner that serves it best.
-
-    Today that is always the one that computes with torch. A native one is chosen here, before torch is imported.
 
     Args:
         device: "cpu", "cuda" or "cuda:N".
-        dtype: "float32" or "bfloat16", of weights and activations.
+        dtype: of weights and activations in the profile fast, float32 if None; the exact one takes weights as they are
+            stored and computes in float32.
+        profile: None is exact where the whole model is native code, on a CPU with no dtype asked for, else fast.
 
     Raises:
-        UserError: an unknown device or dtype, a file is missing or damaged, or there is too little memory.
+        UserError: an unknown device, dtype or profile, two that exclude each other, a file is missing or damaged, or
+            there is too little memory.
     """
+    if profile not in (*PROFILES, None):
+        raise UserError(f"the profile {profile!r} is unknown: expected {' or '.join(PROFILES)}; correct it")
+    if profile == "exact" and (device != "cpu" or dtype is not None):
+        given = f"the device {device}" if device != "cpu" else f"the dtype {dtype}"
+        raise UserError(
+            f"{given} was asked for together with the profile exact, which computes on a CPU in float32: leave it out, "
+            "or use profile fast"
+        )
+    from openbook.engine.native_runner import NATIVE_FAMILIES, has_native
+
+    is_native = source.config.model_type in NATIVE_FAMILIES
+    if profile == "exact" and not is_native:
+        from openbook.engine.torch_runner import load_exact_runner
+
+        return load_exact_runner(source)
+    if profile == "exact" or (profile is None and device == "cpu" and dtype is None and is_native and has_native()):
+        from openbook.engine.native_load import load_native
+
+        return load_native(source)
     from openbook.engine.torch_runner import load_runner
 
-    return load_runner(source, device, dtype)
+    return load_runner(source, device, dtype or "float32")

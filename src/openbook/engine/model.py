@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from openbook.checkpoint.locate import locate, model_name
 from openbook.core.errors import UserError
+from openbook.engine.choices import Dtype, Profile
 from openbook.engine.generate import TokenEvent, generate, pad_right
 from openbook.engine.provenance import is_openbook_release, read_tasks
 from openbook.engine.request import FinishReason, Request, SamplingParams
@@ -29,7 +30,6 @@ from openbook.tokenizer.tools import ToolCall
 Message: TypeAlias = Mapping[str, Any]  # as in the OpenAI API: role, content, optional reasoning_content, tool_calls
 Tool: TypeAlias = Mapping[str, Any]  # as in the OpenAI API: {"type": "function", "function": {"name": ...}}
 Prompt: TypeAlias = str | Sequence[Message]
-Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,15 +95,21 @@ class Model:
         self.tokenizer: Tokenizer = chat.tokenizer if isinstance(chat, Chat) else chat
 
     @classmethod
-    def load(cls, model: str | Path, *, device: str = "cpu", dtype: Dtype = "float32") -> Model:
+    def load(
+        cls, model: str | Path, *, profile: Profile | None = None, device: str = "cpu", dtype: Dtype | None = None
+    ) -> Model:
         """Load a bundled model by name, a release, Hugging Face folder or GGUF file by path, or a hub id.
 
         Args:
+            profile: "exact" (the same bits on every CPU, in any batch) or "fast"; None is exact for dense decoders on a
+                CPU with no dtype asked for, else fast.
             device: "cpu", "cuda" or "cuda:N".
-            dtype: of weights and activations; logits are float32 always.
+            dtype: "float32" (if None) or "bfloat16", of weights and activations in the profile fast. The exact one takes
+                weights as they are stored. Logits are float32 always.
 
         Raises:
-            UserError: there is no such model or device, or a file of the model is missing or damaged.
+            UserError: there is no such model, device, dtype or profile, two of them exclude each other, or a file of
+                the model is missing or damaged.
         """
         path = locate(model)
         with _no_collection():
@@ -112,10 +118,15 @@ class Model:
 
             source = open_model(path)
             chat = source.chat() if source.chat_template() is not None else source.tokenizer()
-            runner = choose_runner(source, device, dtype)
+            runner = choose_runner(source, device, dtype, profile)
         loaded = cls(model_name(model, path), path, runner, chat)
         require_match(loaded.tokenizer, runner.vocab_size)
         return loaded
+
+    @property
+    def profile(self) -> Profile:
+        """The numerics profile that it computes in."""
+        return self._runner.profile
 
     @property
     def is_base(self) -> bool:

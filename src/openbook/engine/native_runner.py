@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openbook.core.errors import UserError
+from openbook.engine.choices import Profile
 from openbook.models.config import DecoderConfig, ModelConfig
 from openbook.models.configs.gpt2 import GPT2Config
 from openbook.models.rope_frequencies import exact_frequencies
@@ -32,6 +33,15 @@ BLOCK_TOKENS = 16
 # Tokens of one step at most: enough for products to run at full speed, few enough for what is between them to stay in
 # the caches.
 STEP_TOKENS = 512
+
+
+def has_native() -> bool:
+    """Whether this installation and CPU have the native core."""
+    try:
+        require_native()
+    except UserError:
+        return False
+    return True
 
 
 def make_decoder(config: ModelConfig) -> Decoder:
@@ -111,6 +121,8 @@ class RopeTables:
 
 class NativeRunner:
     """Wraps a native decoder whose weights are set, see `make_decoder`."""
+
+    profile: Profile = "exact"
 
     def __init__(self, config: ModelConfig, decoder: Decoder) -> None:
         self._config, self.decoder, self.rope = config, decoder, RopeTables(config)

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from openbook.engine.choices import Profile
 from openbook.tokenizer.images import ImagePatches
 
 
@@ -42,6 +43,10 @@ class RunnerBatch(Protocol):
 
 class Runner(Protocol):
     """A model that is ready to compute."""
+
+    @property
+    def profile(self) -> Profile:
+        """The numerics profile that it computes in."""
 
     @property
     def max_model_len(self) -> int:

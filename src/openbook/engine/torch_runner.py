@@ -14,10 +14,12 @@ from openbook.checkpoint.folder import load_model
 from openbook.checkpoint.memory import require_memory
 from openbook.checkpoint.model_source import ModelSource, open_model
 from openbook.core.errors import UserError, unknown_name
+from openbook.engine.choices import Profile
 from openbook.engine.decode_layout import lay_out_for_decoding
 from openbook.models.base import CausalModel
 from openbook.models.context import CachedContext, DenseContext
 from openbook.models.placed_images import PlacedImages
+from openbook.ops.exact_ops import ExactOps
 from openbook.ops.torch_ops import TorchOps
 from openbook.tokenizer.images import ImagePatches
 
@@ -46,6 +48,18 @@ def load_runner(source: Path | ModelSource, device: str, dtype: str) -> TorchRun
         return TorchRunner(load_model(source, TorchOps(), place, DTYPES[dtype]))
 
 
+def load_exact_runner(source: ModelSource) -> TorchRunner:
+    """Load a model whose arithmetic goes through the exact Ops, on the CPU in float32.
+
+    Raises:
+        UserError: a file is missing or damaged, there is too little memory, or no native core.
+    """
+    ops = ExactOps()
+    require_memory(source.path, source.config)
+    with _one_thread():
+        return TorchRunner(load_model(source, ops, torch.device("cpu"), torch.float32))
+
+
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
@@ -68,6 +82,11 @@ class TorchRunner:
         self._device, self._dtype = parameter.device, parameter.dtype
         self._num_parameters = sum(parameter.numel() for parameter in model.parameters())
         self._is_laid_out = False
+
+    @property
+    def profile(self) -> Profile:
+        """See `Runner.profile`."""
+        return "exact" if self._model.ops.is_exact else "fast"
 
     @property
     def max_model_len(self) -> int:

@@ -15,6 +15,8 @@ namespace {
 
 // Rows for which waking a thread pays, in what is not a matrix product.
 constexpr std::int64_t kRowGrain = 8;
+// Multiply-adds, and bytes of weights, of a step that one thread does in less than half a millisecond.
+constexpr std::int64_t kSmallProducts = 20'000'000, kSmallBytes = 5'000'000;
 
 void add(float* x, const float* y, std::int64_t size) {
   parallel_ranges(size, 1 << 14, [=](std::int64_t begin, std::int64_t end) {
@@ -110,10 +112,14 @@ Decoder::MatrixSlot& Decoder::slot(const std::string& name, std::int64_t outputs
 
 void Decoder::set_matrix(const std::string& name, PackedWeight weight) {
   slot(name, weight.n, weight.k).matrix->weight = weight;
+  num_products_ += weight.n * weight.k;
+  num_bytes_ += static_cast<std::int64_t>(packed_bytes(weight.n, weight.k, weight.element));
 }
 
 void Decoder::set_matrix(const std::string& name, QuantView weight) {
   slot(name, weight.num_rows, weight.num_columns).matrix->weight = weight;
+  num_products_ += weight.num_rows * weight.num_columns;
+  num_bytes_ += weight.num_bytes();
 }
 
 std::vector<std::string> Decoder::missing() const {
@@ -258,6 +264,7 @@ void Decoder::feed_forward(const Layer& layer, float* x, std::int64_t rows) {
 
 void Decoder::step(const DecoderStep& step) {
   const DecoderShape& s = shape_;
+  const OneThread one_thread(step.num_rows * num_products_ < kSmallProducts && num_bytes_ < kSmallBytes);
   Scratch& scratch = *scratch_;
   const std::int64_t rows = step.num_rows, D = s.hidden_size, query_size = s.num_heads * s.head_dim;
   const std::int64_t width = query_size + 2 * s.num_kv_heads * s.head_dim;

@@ -114,6 +114,7 @@ class Decoder {
   std::unordered_map<std::string, VectorSlot> vectors_;
   std::unordered_map<std::string, MatrixSlot> matrices_;
   std::vector<std::string> names_;  // in the order of their declaration
+  std::int64_t num_products_ = 0, num_bytes_ = 0;  // of all matrices: multiply-adds a token, and memory
   std::unique_ptr<Scratch> scratch_;
 };
 

@@ -143,6 +143,9 @@ void set_num_threads(int count) {
   if (pool && pool->num_threads() != count) pool.reset();
 }
 
+OneThread::OneThread(bool is_wanted) : before_(is_inside_task) { is_inside_task = before_ || is_wanted; }
+OneThread::~OneThread() { is_inside_task = before_; }
+
 #if defined(__x86_64__)
 // Round to nearest, no flushing of subnormals (FTZ, DAZ), all exceptions masked.
 FloatMode::FloatMode() : before_(_mm_getcsr()) { _mm_setcsr(0x1f80); }

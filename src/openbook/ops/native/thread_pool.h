@@ -24,6 +24,19 @@ class FloatMode {
   std::uint64_t before_;
 };
 
+// While it lives, parallel_for of the calling thread runs its tasks one after another on that thread: for work so small
+// that waking the others costs more than they give.
+class OneThread {
+ public:
+  explicit OneThread(bool is_wanted = true);
+  ~OneThread();
+  OneThread(const OneThread&) = delete;
+  OneThread& operator=(const OneThread&) = delete;
+
+ private:
+  bool before_;
+};
+
 namespace detail {
 using TaskFunction = void (*)(void* context, std::int64_t task);
 void run_tasks(std::int64_t num_tasks, TaskFunction function, void* context);
