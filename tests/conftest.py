@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from openbook.checkpoint.folder import save_model
+from openbook.engine.choices import Profile
 from openbook.engine.model import Model
 from openbook.models.base import init_weights
 from openbook.models.config import DecoderConfig
@@ -74,6 +75,7 @@ class ScriptedRunner:
     def __init__(self, reply: Callable[[list[int]], list[int]], vocab_size: int, max_model_len: int = 4096) -> None:
         self.reply, self.vocab_size, self.max_model_len = reply, vocab_size, max_model_len
         self.batch_sizes: list[int] = []
+        self.profile: Profile = "fast"
 
     def start(self, num_sequences: int, num_tokens: int) -> ScriptedBatch:
         assert num_tokens <= self.max_model_len

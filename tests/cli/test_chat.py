@@ -28,12 +28,12 @@ ScriptedModel = Callable[[Callable[[str], str]], Model]
 # The command, with a model slow enough to be interrupted: it counts, for ten seconds.
 SLOW_CHAT = """
 import sys, time
-from openbook.engine import torch_runner
-forward = torch_runner._TorchBatch.forward
+from openbook.engine.native_runner import NativeBatch
+forward = NativeBatch.forward
 def slow_forward(self, *arguments):
     time.sleep(0.1)
     return forward(self, *arguments)
-torch_runner._TorchBatch.forward = slow_forward
+NativeBatch.forward = slow_forward
 from openbook.cli.main import main
 sys.exit(main())
 """

@@ -109,6 +109,7 @@ class RopeTables:
     def __call__(self, num_positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """The tables of positions 0 to `num_positions` - 1 or more, each float32 [positions, rope_dim / 2]."""
         if len(self._tables[0]) < num_positions:
+            num_positions = max(2 * len(self._tables[0]), num_positions, 256)
             cos = np.empty((num_positions, len(self._frequencies)), dtype=np.float32)
             sin = np.empty_like(cos)
             positions = np.arange(num_positions, dtype=np.float32)
@@ -161,7 +162,6 @@ class NativeBatch:
         self._values = np.zeros((*shape, BLOCK_TOKENS, H), dtype=np.float32)
         self._block_tables = np.arange(num_sequences * num_pages, dtype=np.int32).reshape(num_sequences, num_pages)
         self._lengths = np.zeros(num_sequences, dtype=np.int64)
-        self._cosines, self._sines = runner.rope(num_tokens)
 
     def place_images(self, prompts: Sequence[Sequence[int]], images: Sequence[Sequence[ImagePatches]]) -> None:
         """See `RunnerBatch.place_images`."""
@@ -187,6 +187,7 @@ class NativeBatch:
         positions = (self._lengths[sequences] + columns).astype(np.int32)
         is_wanted = np.zeros(len(sequences), dtype=bool)
         is_wanted[slice(None) if is_every_wanted else ends - 1] = True
+        cosines, sines = self._runner.rope(int((self._lengths + counts).max()))
         logits = np.empty((int(is_wanted.sum()), self._vocab_size), dtype=np.float32)
         done = 0
         for start in range(0, len(sequences), STEP_TOKENS):
@@ -199,8 +200,8 @@ class NativeBatch:
                 self._block_tables,
                 self._keys,
                 self._values,
-                self._cosines,
-                self._sines,
+                cosines,
+                sines,
                 wanted,
                 logits[done : done + len(wanted)],
             )

@@ -1,0 +1,203 @@
+"""The native runner against its specification, the same model through the exact Ops: every logit equal to the bit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from openbook.checkpoint.folder import save_model
+from openbook.checkpoint.model_source import open_model
+from openbook.core.errors import UserError
+from openbook.engine.choices import Dtype, Profile
+from openbook.engine.load import choose_runner
+from openbook.engine.model import Model
+from openbook.engine.native_load import load_native
+from openbook.engine.native_runner import NativeRunner
+from openbook.engine.runner import Runner
+from openbook.engine.torch_runner import TorchRunner, load_exact_runner
+from openbook.models.base import init_weights
+from openbook.models.config import DecoderConfig, ModelConfig, RopeScaling
+from openbook.models.configs.gpt2 import GPT2Config
+from openbook.models.registry import build_model
+from openbook.ops import _native
+from openbook.ops.torch_ops import TorchOps
+
+VOCAB = 97
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,
+}
+YARN = RopeScaling(rope_type="yarn", factor=4.0, original_max_position_embeddings=32)
+CONFIGS: dict[str, ModelConfig] = {
+    "llama": DecoderConfig(model_type="llama", tie_word_embeddings=False, **SIZES),
+    "mistral": DecoderConfig(model_type="mistral", sliding_window=9, **SIZES),
+    "qwen2": DecoderConfig(model_type="qwen2", **SIZES),
+    "qwen3": DecoderConfig(model_type="qwen3", rope_scaling=YARN, **SIZES),
+    "gpt2": GPT2Config(scale_attn_by_inverse_layer_idx=True, **{**SIZES, "num_key_value_heads": 6}),
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One model twice."""
+
+    native: NativeRunner
+    slow: TorchRunner
+
+
+@pytest.fixture(scope="module", params=[(name, dtype) for name in CONFIGS for dtype in ("float32", "bfloat16")], ids=str)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    name, dtype = request.param
+    return load_both(make_folder(CONFIGS[name], tmp_path_factory.mktemp("pair"), getattr(torch, dtype)))
+
+
+def make_folder(config: ModelConfig, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    model = build_model(config, TorchOps())
+    init_weights(model, 7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:  # norms and biases: nothing that a slip could hide behind
+                parameter.add_(torch.linspace(-0.4, 0.3, len(parameter)))
+    save_model(model.to(dtype), folder)
+    return folder
+
+
+def load_both(folder: Path) -> Pair:
+    return Pair(load_native(open_model(folder)), load_exact_runner(open_model(folder)))
+
+
+def tokens(*shape: int, seed: int = 0) -> NDArray[np.int64]:
+    return np.random.default_rng(seed).integers(0, VOCAB, shape)
+
+
+def test_whole_rows(pair: Pair) -> None:
+    ids = tokens(3, 37)
+    np.testing.assert_array_equal(pair.native.logits(ids), pair.slow.logits(ids))
+
+
+def test_a_batch_of_unlike_lengths_and_its_steps(pair: Pair) -> None:
+    ids, counts = tokens(3, 41), np.array([41, 3, 18])
+    batches = [runner.start(3, 64) for runner in (pair.native, pair.slow)]
+    logits = [batch.forward(ids, counts) for batch in batches]
+    np.testing.assert_array_equal(*logits)
+    for step in range(4):
+        chosen = np.arange(3 if step < 2 else 2)
+        logits = [batch.forward(tokens(len(chosen), 1, seed=step), np.ones_like(chosen)) for batch in batches]
+        np.testing.assert_array_equal(*logits)
+        if step == 1:
+            for batch in batches:
+                batch.keep(np.array([0, 2]))
+
+
+@pytest.mark.parametrize("piece", [1, 16, 23])
+def test_pieces_and_company_change_nothing(pair: Pair, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = tokens(1, 60)
+    expected = pair.native.logits(ids)[0]
+    batch, others = pair.native.start(4, 70), tokens(3, 60, seed=5)
+    monkeypatch.setattr("openbook.engine.native_runner.STEP_TOKENS", 50)
+    for start in range(0, 60, piece):
+        part = np.concatenate([others[:2, start : start + piece], ids[:, start : start + piece], others[2:, :piece]])[
+            :, : min(piece, 60 - start)
+        ]
+        counts = np.full(4, part.shape[1])
+        got = batch.forward(part, counts)[2]
+        np.testing.assert_array_equal(got, expected[start + part.shape[1] - 1])
+
+
+def each_machine() -> Iterator[tuple[str, int]]:
+    for isa in _native.available_isas():
+        for threads in (1, 2, 3, 8):
+            yield isa, threads
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gpt2"])
+def test_every_instruction_set_and_thread_count(name: str, tmp_path: Path) -> None:
+    config = CONFIGS[name]
+    folder = make_folder(config, tmp_path / "model")
+    before = _native.isa(), _native.num_threads()
+    ids, found = tokens(2, 70), set()
+    try:
+        for isa, threads in each_machine():
+            _native.set_isa(isa)
+            _native.set_num_threads(threads)
+            found.add(load_native(open_model(folder)).logits(ids).tobytes())
+    finally:
+        _native.set_isa(before[0])
+        _native.set_num_threads(before[1])
+    assert len(found) == 1
+
+
+def test_it_is_close_to_torch(tmp_path: Path) -> None:
+    folder = make_folder(CONFIGS["qwen3"], tmp_path / "model")
+    ids = tokens(2, 30)
+    fast = choose_runner(open_model(folder), "cpu", "float32", None)
+    assert fast.profile == "fast"
+    np.testing.assert_allclose(load_native(open_model(folder)).logits(ids), fast.logits(ids), atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "profile", "expected"),
+    [(None, None, NativeRunner), (None, "exact", NativeRunner), ("float32", None, TorchRunner), (None, "fast", TorchRunner)],
+)
+def test_which_runner(
+    dtype: Dtype | None, profile: Profile | None, expected: type[Runner], tiny_folder: Path
+) -> None:
+    assert isinstance(choose_runner(open_model(tiny_folder), "cpu", dtype, profile), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"dtype": "bfloat16"}, "the dtype bfloat16 was asked for together with the profile exact"),
+        ({"device": "cuda"}, "the device cuda was asked for together with the profile exact"),
+    ],
+)
+def test_the_exact_profile_has_its_own_device_and_dtype(options: dict[str, str], expected: str, tiny_folder: Path) -> None:
+    with pytest.raises(UserError) as error:
+        Model.load(tiny_folder, profile="exact", **options)  # type: ignore[arg-type]
+    assert expected in str(error.value) and "use profile fast" in str(error.value)
+
+
+def test_no_torch_is_imported(tiny_folder: Path) -> None:
+    code = (
+        "import sys\nfrom openbook.cli.main import main\n"
+        f"status = main(['run', {str(tiny_folder)!r}, 'Hello', '--max-tokens', '3'], standalone_mode=False)\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'\nprint('done')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.endswith("done\n"), done.stderr
+
+
+def test_without_the_native_core_the_default_is_fast(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise UserError("no native core")
+
+    monkeypatch.setattr("openbook.engine.native_runner.require_native", missing)
+    assert choose_runner(open_model(tiny_folder), "cpu", None, None).profile == "fast"
+    with pytest.raises(UserError, match="no native core"):
+        choose_runner(open_model(tiny_folder), "cpu", None, "exact")
+
+
+def test_wrong_indices_are_refused(tiny_folder: Path) -> None:
+    runner = load_native(open_model(tiny_folder))
+    batch = runner.start(1, 16)
+    with pytest.raises(IndexError, match="the token id 9999 is not from 0 to"):
+        batch.forward(np.array([[9999]]), np.array([1]))
+    batch.forward(tokens(1, 16), np.array([16]))
+    with pytest.raises(IndexError, match="the position 16 is not from 0 to 15"):
+        batch.forward(np.array([[1]]), np.array([1]))
