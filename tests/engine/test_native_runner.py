@@ -60,7 +60,9 @@ class Pair:
     slow: TorchRunner
 
 
-@pytest.fixture(scope="module", params=[(name, dtype) for name in CONFIGS for dtype in ("float32", "bfloat16")], ids=str)
+@pytest.fixture(
+    scope="module", params=[(name, dtype) for name in CONFIGS for dtype in ("float32", "bfloat16")], ids=str
+)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     name, dtype = request.param
     return load_both(make_folder(CONFIGS[name], tmp_path_factory.mktemp("pair"), getattr(torch, dtype)))
@@ -111,12 +113,11 @@ def test_pieces_and_company_change_nothing(pair: Pair, piece: int, monkeypatch: 
     batch, others = pair.native.start(4, 70), tokens(3, 60, seed=5)
     monkeypatch.setattr("openbook.engine.native_runner.STEP_TOKENS", 50)
     for start in range(0, 60, piece):
-        part = np.concatenate([others[:2, start : start + piece], ids[:, start : start + piece], others[2:, :piece]])[
-            :, : min(piece, 60 - start)
-        ]
+        end = min(start + piece, 60)
+        part = np.concatenate([others[:2, start:end], ids[:, start:end], others[2:, : end - start]])
         counts = np.full(4, part.shape[1])
         got = batch.forward(part, counts)[2]
-        np.testing.assert_array_equal(got, expected[start + part.shape[1] - 1])
+        np.testing.assert_array_equal(got, expected[end - 1])
 
 
 def each_machine() -> Iterator[tuple[str, int]]:
@@ -152,11 +153,14 @@ def test_it_is_close_to_torch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "profile", "expected"),
-    [(None, None, NativeRunner), (None, "exact", NativeRunner), ("float32", None, TorchRunner), (None, "fast", TorchRunner)],
+    [
+        (None, None, NativeRunner),
+        (None, "exact", NativeRunner),
+        ("float32", None, TorchRunner),
+        (None, "fast", TorchRunner),
+    ],
 )
-def test_which_runner(
-    dtype: Dtype | None, profile: Profile | None, expected: type[Runner], tiny_folder: Path
-) -> None:
+def test_which_runner(dtype: Dtype | None, profile: Profile | None, expected: type[Runner], tiny_folder: Path) -> None:
     assert isinstance(choose_runner(open_model(tiny_folder), "cpu", dtype, profile), expected)
 
 
@@ -167,7 +171,9 @@ def test_which_runner(
         ({"device": "cuda"}, "the device cuda was asked for together with the profile exact"),
     ],
 )
-def test_the_exact_profile_has_its_own_device_and_dtype(options: dict[str, str], expected: str, tiny_folder: Path) -> None:
+def test_the_exact_profile_has_its_own_device_and_dtype(
+    options: dict[str, str], expected: str, tiny_folder: Path
+) -> None:
     with pytest.raises(UserError) as error:
         Model.load(tiny_folder, profile="exact", **options)  # type: ignore[arg-type]
     assert expected in str(error.value) and "use profile fast" in str(error.value)
@@ -176,11 +182,11 @@ def test_the_exact_profile_has_its_own_device_and_dtype(options: dict[str, str],
 def test_no_torch_is_imported(tiny_folder: Path) -> None:
     code = (
         "import sys\nfrom openbook.cli.main import main\n"
-        f"status = main(['run', {str(tiny_folder)!r}, 'Hello', '--max-tokens', '3'], standalone_mode=False)\n"
-        "assert 'torch' not in sys.modules, 'torch was imported'\nprint('done')"
+        f"status = main(['run', {str(tiny_folder)!r}, 'Hello', '--max-tokens', '3'])\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'\nprint('done', status)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and done.stdout.endswith("done\n"), done.stderr
+    assert done.returncode == 0 and done.stdout.endswith("done 0\n"), done.stderr
 
 
 def test_without_the_native_core_the_default_is_fast(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
