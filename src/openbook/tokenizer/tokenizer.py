@@ -50,7 +50,7 @@ class Tokenizer:
     """A byte-exact tokenizer. Text is always text: what a user types never becomes a control token.
 
     Args:
-        definition: the text of a tokenizer.json.
+        definition: the text of a tokenizer.json, or its values.
         config: the values of tokenizer_config.json (`eos_token`, `bos_token`, `chat_template`, ...).
         extra_stop_ids: ids that end an answer beside `eos_token`.
 
@@ -59,13 +59,16 @@ class Tokenizer:
     """
 
     def __init__(
-        self, definition: str, config: dict[str, Any] | None = None, extra_stop_ids: Iterable[int] = ()
+        self,
+        definition: str | dict[str, Any],
+        config: dict[str, Any] | None = None,
+        extra_stop_ids: Iterable[int] = (),
     ) -> None:
         self.config = dict(config or {})
-        self.definition = definition
+        self._given = definition
         self._extra_stop_ids = tuple(extra_stop_ids)
         try:
-            values = msgspec.json.decode(definition)
+            values = msgspec.json.decode(definition) if isinstance(definition, str) else definition
             check_definition(values)
             self._space = leading_space(values, self.config)
             text_values = without_control_tokens(values, self._space is not None)
@@ -121,6 +124,11 @@ class Tokenizer:
         folder = Path(folder)
         write_bytes(folder / "tokenizer.json", self.definition.encode())
         write_json(folder / "tokenizer_config.json", self.config)
+
+    @cached_property
+    def definition(self) -> str:
+        """The text of its tokenizer.json."""
+        return self._given if isinstance(self._given, str) else msgspec.json.encode(self._given).decode()
 
     @cached_property
     def _words(self) -> _WordCache | None:
