@@ -25,6 +25,9 @@ struct Slots {
   Size base() const { return begin / kLanes * kLanes; }
 };
 
+// How many rows ahead the laying out of keys asks for memory: they lie far apart.
+constexpr Size kPrefetch = 8;
+
 // As blocks [size, 16]: what `dot_blocks` reads. Slots without a key hold zeros.
 void pack_columns(const ConstHeads& from, const Segment& segment, const std::int32_t* keys, Size head, Size size,
                   const Slots& slots, float* to, const float** blocks) {
@@ -37,7 +40,12 @@ void pack_columns(const ConstHeads& from, const Segment& segment, const std::int
     for (Size lane = 0; lane < kLanes; ++lane) {
       const Size slot = first + lane;
       if (slot < slots.begin || slot >= slots.end) continue;
-      const float* key = from.at(segment.row, keys[segment.key_begin + slot - slots.lead], head);
+      const std::int32_t* token = keys + segment.key_begin + slot - slots.lead;
+      if (slot + kPrefetch < slots.end) {
+        const float* later = from.at(segment.row, token[kPrefetch], head);
+        for (Size d = 0; d < size; d += kLanes) __builtin_prefetch(later + d);
+      }
+      const float* key = from.at(segment.row, *token, head);
       for (Size d = 0; d < size; ++d) columns[kLanes * d + lane] = key[d];
     }
   }
@@ -226,9 +234,8 @@ void backward(const AttentionBackward& args, const Segment& segment, Size kv_hea
       copy_row(args.grad.at(segment.row, token, head), value_dim, grads + r * value_width, value_width);
       block.deltas[r] = dot_lanes(grads + r * value_width, args.out.at(segment.row, token, head), value_dim);
       if (args.sinks != nullptr && block.begin[r] < block.end[r]) {
-        float sink[kLanes];
-        store(sink, mul(exp(splat(args.sinks[head] - block.stats[r].maximum)), splat(block.stats[r].inverse)));
-        args.sink_terms[head * args.num_rows + segment.row * shape.num_tokens + token] = sink[0] * block.deltas[r];
+        const float weight = exp_one(args.sinks[head] - block.stats[r].maximum) * block.stats[r].inverse;
+        args.sink_terms[head * args.num_rows + segment.row * shape.num_tokens + token] = weight * block.deltas[r];
       }
     }
     const Size first_block = base / kLanes, reach = block.end[block.count - 1];

@@ -222,23 +222,16 @@ inline float exp_scores(float* scores, Size begin, Size end, float maximum) {
   return sum_lanes(sums);
 }
 
+inline float exp_one(float x) {
+  float lanes[kLanes];
+  store(lanes, exp(splat(x)));
+  return lanes[0];
+}
+
 struct SoftmaxStats {
   float maximum;  // of the visible scores and the sink
   float inverse;  // 1 / denominator
 };
-
-// Turns the scores from begin to before end into exp(score - maximum). sink: null, or one more score.
-inline SoftmaxStats exp_row(float* scores, Size begin, Size end, const float* sink) {
-  float maximum = largest_score(scores, begin, end);
-  if (sink != nullptr) maximum = *sink > maximum ? *sink : maximum;
-  float denominator = exp_scores(scores, begin, end, maximum);
-  if (sink != nullptr) {
-    float terms[kLanes];
-    store(terms, exp(splat(*sink - maximum)));
-    denominator += terms[0];
-  }
-  return {maximum, 1.0f / denominator};
-}
 
 // Keys in blocks [key_dim, 16] and values in blocks of 16 rows: what a tile of query rows looks at.
 struct Sight {
@@ -253,7 +246,7 @@ struct RowTile {
   int count;
   std::int32_t begin[kTileRows], end[kTileRows];
   const float* sinks[kTileRows];  // null, or a score beside those of the keys
-  SoftmaxStats stats[kTileRows];  // what comes out; zeros for a row that sees nothing
+  SoftmaxStats stats[kTileRows];  // what comes out; the inverse of a row that sees nothing is 0
 };
 
 // sums[r] = sum over visible keys of exp(score - maximum) * value, not yet divided by the denominator.
@@ -263,10 +256,16 @@ inline void attend(RowTile& tile, const float* q, const Sight& sight, float* sco
   const Size first = tile.begin[0] / kLanes, last = (tile.end[tile.count - 1] + kLanes - 1) / kLanes;
   dot_blocks(tile.count, q, sight.key_dim, sight.keys + first, last - first, sight.key_dim, sight.scale,
              scores + kLanes * first, stride);
+  // All maxima first: the rows do not wait for each other.
   for (int r = 0; r < tile.count; ++r) {
-    const bool is_blind = tile.begin[r] >= tile.end[r];
-    tile.stats[r] = is_blind ? SoftmaxStats{0.0f, 0.0f}
-                             : exp_row(scores + r * stride, tile.begin[r], tile.end[r], tile.sinks[r]);
+    const float largest = largest_score(scores + r * stride, tile.begin[r], tile.end[r]);
+    tile.stats[r].maximum = tile.sinks[r] != nullptr && *tile.sinks[r] > largest ? *tile.sinks[r] : largest;
+  }
+  for (int r = 0; r < tile.count; ++r) {
+    SoftmaxStats& stats = tile.stats[r];
+    float denominator = exp_scores(scores + r * stride, tile.begin[r], tile.end[r], stats.maximum);
+    if (tile.sinks[r] != nullptr) denominator += exp_one(*tile.sinks[r] - stats.maximum);
+    stats.inverse = tile.begin[r] < tile.end[r] ? 1.0f / denominator : 0.0f;
   }
   std::memset(sums, 0, sizeof(float) * static_cast<std::size_t>(tile.count * sums_stride));
   add_ranges<true>(tile.count, tile.begin, tile.end, {scores, stride}, sight.values, sums, sums_stride);

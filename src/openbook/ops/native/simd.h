@@ -256,7 +256,23 @@ OPENBOOK_INLINE Vec load_f16(const std::uint16_t* p)
 
 #endif
 
+#if defined(OPENBOOK_ISA_avx512) || defined(OPENBOOK_ISA_avx512vnni)
+OPENBOOK_INLINE __m256 lower_half(Vec a) { return _mm512_castps512_ps256(a.v); }
+OPENBOOK_INLINE __m256 upper_half(Vec a) { return _mm512_extractf32x8_ps(a.v, 1); }
+#elif defined(OPENBOOK_ISA_avx2) || defined(OPENBOOK_ISA_avxvnni)
+OPENBOOK_INLINE __m256 lower_half(Vec a) { return a.lo; }
+OPENBOOK_INLINE __m256 upper_half(Vec a) { return a.hi; }
+#endif
+
 // The one order in which lanes are added up: halves onto each other, 16 to 8 to 4 to 2 to 1.
+#if defined(__x86_64__) && !defined(OPENBOOK_ISA_scalar)
+OPENBOOK_INLINE float sum_lanes(Vec a) {
+  const __m256 eight = _mm256_add_ps(lower_half(a), upper_half(a));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+#else
 OPENBOOK_INLINE float sum_lanes(Vec a) {
   float x[kLanes];
   store(x, a);
@@ -265,8 +281,17 @@ OPENBOOK_INLINE float sum_lanes(Vec a) {
   }
   return x[0];
 }
+#endif
 
-// The largest lane; lanes must not be NaN.
+// The largest lane; lanes must not be NaN. Which of two zeros comes out is left open.
+#if defined(__x86_64__) && !defined(OPENBOOK_ISA_scalar)
+OPENBOOK_INLINE float max_lanes(Vec a) {
+  const __m256 eight = _mm256_max_ps(lower_half(a), upper_half(a));
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+#else
 OPENBOOK_INLINE float max_lanes(Vec a) {
   float x[kLanes];
   store(x, a);
@@ -274,5 +299,6 @@ OPENBOOK_INLINE float max_lanes(Vec a) {
   for (int i = 1; i < kLanes; ++i) largest = x[i] > largest ? x[i] : largest;
   return largest;
 }
+#endif
 
 }  // namespace openbook::OPENBOOK_ISA
