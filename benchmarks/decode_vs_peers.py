@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 from decode_sides import Logits, Spec, Worker
+from machine_limits import Limits, measure
 from performance_page import machine, write_section
 from quantised_files import MODELS, gguf_file
 
@@ -54,6 +55,12 @@ class Work(NamedTuple):
         if self.num_new:
             return prompts.shape[0] * self.num_new / side.decode_s(prompts, self.num_new)
         return prompts.size / side.prefill_s(prompts)
+
+    def limit(self, path: Path, limits: Limits) -> float:
+        """What the machine can do at most, in tokens/s."""
+        return limits.tokens_per_s(
+            path, self.num_sequences * (1 if self.num_new else self.num_prompt), self.num_sequences
+        )
 
 
 WORKS = (Work("prefill 512", 1, 512, 0), Work("decode 1", 1, 128, 128), Work("decode 32", 32, 32, 16))
@@ -102,7 +109,7 @@ def require_agreement(workers: Mapping[str, Worker]) -> float:
     return worst
 
 
-def compare(path: Path, threads: int, rounds: int, bits: int, first: str) -> Iterator[str]:
+def compare(path: Path, threads: int, rounds: int, bits: int, limits: Limits, first: str) -> Iterator[str]:
     """The rows of the table for one file; `first` begins each."""
     with ExitStack() as stack:
         workers = {title: stack.enter_context(Worker(spec)) for title, spec in sides(path, bits, threads).items()}
@@ -115,7 +122,8 @@ def compare(path: Path, threads: int, rounds: int, bits: int, first: str) -> Ite
             ratio = statistics.median(turn["Openbook"] / max(turn[peer] for peer in peers) for turn in speeds)
             medians = {title: statistics.median(turn[title] for turn in speeds) for title in workers}
             cells = [f"{medians[title]:,.0f}" if title in medians else "" for title in COLUMNS]
-            yield f"{first} | {work.title} | {' | '.join(cells)} | {ratio:.2f} | {TARGET} |"
+            share = medians["Openbook"] / work.limit(path, limits)
+            yield f"{first} | {work.title} | {' | '.join(cells)} | {ratio:.2f} | {TARGET} | {share:.0%} |"
 
 
 def memory(path: Path, threads: int, first: str) -> str:
@@ -144,28 +152,32 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the section of docs/performance.md")
     arguments = parser.parse_args()
     speeds = [
-        f"| model | bits | work | {' | '.join(COLUMNS)} | ratio | target |",
-        f"| --- | ---: | --- | {'---: | ' * len(COLUMNS)}---: | ---: |",
+        f"| model | bits | work | {' | '.join(COLUMNS)} | ratio | target | share of limit |",
+        f"| --- | ---: | --- | {'---: | ' * len(COLUMNS)}---: | ---: | ---: |",
     ]
     sizes = [
         "| model | bits | weights and cache, MB | Openbook, MB | llama.cpp, MB | ratio | target: at most |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
+    limits = measure(arguments.threads)
+    print(limits, flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         for model, bits in itertools.product(arguments.model, arguments.bits):
             path = gguf_file(arguments.folder or Path(temporary), model, TYPES[bits])
             first = f"| {model} | {bits}"
             sizes.append(memory(path, arguments.threads, first))
             print(sizes[-1], flush=True)
-            for line in compare(path, arguments.threads, arguments.rounds, bits, first):
+            for line in compare(path, arguments.threads, arguments.rounds, bits, limits, first):
                 speeds.append(line)
                 print(line, flush=True)
     if arguments.write:
-        write_section(TITLE, page(speeds, sizes, arguments.threads, arguments.rounds))
+        write_section(TITLE, page(speeds, sizes, limits, arguments.threads, arguments.rounds))
 
 
-def page(speeds: Sequence[str], sizes: Sequence[str], threads: int, rounds: int) -> str:
+def page(speeds: Sequence[str], sizes: Sequence[str], limits: Limits, threads: int, rounds: int) -> str:
     """The section of docs/performance.md."""
+    reading = f"{limits.read_bytes_per_s / 1e9:.0f} GB/s"
+    products = f"{limits.int8_operations_per_s / 1e9:,.0f} G operations/s"
     return f"""{machine()}
 
 Tokens/s with {threads} threads, median of {rounds} rounds in which the sides take turns, each in its own process: the
@@ -173,6 +185,8 @@ prompt pass over 512 tokens, 128 tokens of one sequence behind 128, and 16 token
 (`python benchmarks/decode_vs_peers.py --write`). The ratio is ours over the fastest peer of the same width, which
 OpenVINO with bf16 weights is not. 135M is SmolLM2, 0.6B a Qwen 3 of random weights; ours and llama.cpp read the same
 GGUF file (Q8_0, Q4_0), OpenVINO the same weights with one scale for each output (8 bits) or each 32 weights (4 bits).
+The limit: each weight is read once a step ({reading}) and multiplied in 8-bit integers ({products}), whichever
+takes longer.
 
 {chr(10).join(speeds)}
 
