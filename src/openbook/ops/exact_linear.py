@@ -31,26 +31,26 @@ def exact_matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     Raises:
         UserError: another dtype or device, or shapes that do not fit.
     """
-    _check(a=a, b=b)
-    if a.dim() != b.dim() or a.dim() not in (2, 3) or a.shape[-1] != b.shape[-2] or a.shape[:-2] != b.shape[:-2]:
+    _check("a", a)
+    _check("b", b)
+    a_shape, b_shape = a.shape, b.shape
+    rank = len(a_shape)
+    if rank != len(b_shape) or rank not in (2, 3) or a_shape[-1] != b_shape[-2] or a_shape[:-2] != b_shape[:-2]:
         raise UserError(
-            f"cannot multiply shapes {list(a.shape)} and {list(b.shape)}: expected [M, K] and [K, N], or [B, M, K] and "
+            f"cannot multiply shapes {list(a_shape)} and {list(b_shape)}: expected [M, K] and [K, N], or [B, M, K] and "
             "[B, K, N]; check the shapes"
         )
-    shape = (*a.shape[:-1], b.shape[-1])
+    shape = (*a_shape[:-1], b_shape[-1])
     if out is None:
-        out = a.new_empty(shape)
+        out = torch.empty(shape)
     else:
-        _check(out=out)
+        _check("out", out)
         if out.shape != shape:
             raise UserError(f"out has shape {list(out.shape)}, expected {list(shape)}; correct it")
-    has_rows = out.stride(-1) == 1 or out.shape[-1] == 1
-    product = out if has_rows else torch.empty(shape)
-    if a.dim() == 2:
-        _native.gemm(_array(a)[None], _array(b)[None], _array(product)[None])
-    else:
-        _native.gemm(_array(a), _array(b), _array(product))
-    return out if has_rows else out.copy_(product)
+    if out.stride(-1) != 1 and shape[-1] > 1:
+        return out.copy_(exact_matmul(a, b))
+    _native.gemm(_array(a), _array(b), _array(out))
+    return out
 
 
 def exact_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -59,10 +59,10 @@ def exact_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     Raises:
         UserError: another dtype or device, or shapes that do not fit.
     """
-    if bias is None:
-        _check(x=x, weight=weight)
-    else:
-        _check(x=x, weight=weight, bias=bias)
+    _check("x", x)
+    _check("weight", weight)
+    if bias is not None:
+        _check("bias", bias)
     if weight.dim() != 2 or x.dim() < 1 or x.shape[-1] != weight.shape[1]:
         raise UserError(
             f"x has shape {list(x.shape)} and weight {list(weight.shape)}: expected [..., K] and [N, K]; correct them"
@@ -81,13 +81,8 @@ class ExactLinear(torch.autograd.Function):
         """Arguments as for `exact_linear`, and known to fit."""
         ctx.save_for_backward(x, weight)
         rows = x.reshape(-1, x.shape[-1])
-        out = x.new_empty(len(rows), len(weight))
-        _native.gemm(
-            _array(rows)[None],
-            _array(weight).T[None],
-            _array(out)[None],
-            None if bias is None else _array(bias.contiguous()),
-        )
+        out = torch.empty(len(rows), len(weight))
+        _native.gemm(_array(rows), _array(weight).T, _array(out), None if bias is None else _array(bias.contiguous()))
         return out.view(*x.shape[:-1], len(weight))
 
     @staticmethod
@@ -110,7 +105,7 @@ def exact_embedding(ids: Tensor, weight: Tensor) -> Tensor:
     Raises:
         UserError: another dtype or device, or an id that the weight has no row for.
     """
-    _check(weight=weight)
+    _check("weight", weight)
     if ids.dtype != torch.int64 or ids.device.type != "cpu":
         raise UserError(f"ids are {ids.dtype} on {ids.device}, expected torch.int64 on cpu; convert them")
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < len(weight):
@@ -130,7 +125,7 @@ class ExactEmbedding(torch.autograd.Function):
         ctx.save_for_backward(ids)
         ctx.num_rows = len(weight)
         flat = ids.reshape(-1)
-        out = weight.new_empty(len(flat), weight.shape[1])
+        out = torch.empty(len(flat), weight.shape[1])
         _native.take_rows(_array(weight.contiguous()), flat.contiguous().numpy(), _array(out))
         return out.view(*ids.shape, weight.shape[1])
 
@@ -139,27 +134,26 @@ class ExactEmbedding(torch.autograd.Function):
         """From the gradient of the result, [..., D], that of the weight."""
         (ids,) = ctx.saved_tensors
         grad = grads[0].reshape(-1, grads[0].shape[-1]).contiguous()
-        grad_weight = grad.new_zeros(ctx.num_rows, grad.shape[1])
+        grad_weight = torch.zeros(ctx.num_rows, grad.shape[1])
         _native.add_rows_at(_array(grad), ids.reshape(-1).contiguous().numpy(), _array(grad_weight))
         return None, grad_weight
 
 
 def _sum_rows(x_MN: Tensor) -> Tensor:
-    sums = x_MN.new_empty(x_MN.shape[1])
+    sums = torch.empty(x_MN.shape[1])
     _native.sum_rows(_array(x_MN.contiguous()), _array(sums))
     return sums
 
 
 def _array(x: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
     # Through numpy: nanobind reads its arrays in a tenth of the time that a tensor takes.
-    array: np.ndarray[Any, np.dtype[np.float32]] = x.detach().numpy()
+    array: np.ndarray[Any, np.dtype[np.float32]] = (x.detach() if x.requires_grad else x).numpy()
     return array
 
 
-def _check(**tensors: Tensor) -> None:
-    for name, tensor in tensors.items():
-        if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
-            raise UserError(
-                f"{name} is {tensor.dtype} on {tensor.device}, but the exact profile computes in torch.float32 on cpu: "
-                "convert it, or use profile fast"
-            )
+def _check(name: str, x: Tensor) -> None:
+    if x.dtype is not torch.float32 or not x.is_cpu:
+        raise UserError(
+            f"{name} is {x.dtype} on {x.device}, but the exact profile computes in torch.float32 on cpu: "
+            "convert it, or use profile fast"
+        )

@@ -14,10 +14,8 @@
 namespace openbook {
 namespace {
 
-template <int Rank>
-using ConstStrided = nb::ndarray<const float, nb::ndim<Rank>, nb::device::cpu>;
-template <int Rank>
-using MutableStrided = nb::ndarray<float, nb::ndim<Rank>, nb::device::cpu>;
+using ConstStrided = nb::ndarray<const float, nb::device::cpu>;
+using MutableStrided = nb::ndarray<float, nb::device::cpu>;
 using ConstIds = Array<const std::int64_t, 1>;
 
 // Sizes and strides of arrays of any rank are read through this: nanobind's are unsigned.
@@ -26,29 +24,43 @@ std::int64_t size(const T& array, int axis) {
   return static_cast<std::int64_t>(array.shape(static_cast<std::size_t>(axis)));
 }
 
-void gemm_batch(ConstStrided<3> a, ConstStrided<3> b, MutableStrided<3> out, const std::optional<ConstFloats1>& bias,
-                bool accumulate) {
-  const std::int64_t batch = size(out, 0), m = size(out, 1), n = size(out, 2), k = size(a, 2);
-  if (size(a, 0) != batch || size(b, 0) != batch || size(a, 1) != m || size(b, 1) != k || size(b, 2) != n ||
-      (bias && size(*bias, 0) != n) || (n > 1 && out.stride(2) != 1)) {
+// An array of matrices, or of one.
+struct Batch {
+  std::int64_t count, rows, columns, step, row_stride, column_stride;
+};
+
+template <typename T>
+Batch batch_of(const T& array) {
+  if (array.ndim() != 2 && array.ndim() != 3) throw nb::value_error("gemm: expected arrays of 2 or 3 axes");
+  const int i = array.ndim() == 2 ? 0 : 1;
+  return {i == 0 ? 1 : size(array, 0), size(array, i), size(array, i + 1), i == 0 ? 0 : array.stride(0), array.stride(i),
+          array.stride(i + 1)};
+}
+
+void gemm_batch(const ConstStrided& a, const ConstStrided& b, const MutableStrided& out,
+                const std::optional<ConstFloats1>& bias, bool accumulate) {
+  const Batch left = batch_of(a), right = batch_of(b), to = batch_of(out);
+  const std::int64_t m = to.rows, n = to.columns, k = left.columns;
+  if (left.count != to.count || right.count != to.count || left.rows != m || right.rows != k || right.columns != n ||
+      (bias && size(*bias, 0) != n) || (n > 1 && to.column_stride != 1)) {
     throw nb::value_error(
-        "gemm: shapes differ: expected a [B, M, K], b [B, K, N], out [B, M, N] with contiguous rows, bias [N] or None");
+        "gemm: shapes differ: expected a [B, M, K], b [B, K, N], out [B, M, N] with contiguous rows (or one of each, "
+        "without B), bias [N] or None");
   }
-  const Strided as{a.data(), a.stride(1), a.stride(2)}, bs{b.data(), b.stride(1), b.stride(2)};
-  const std::int64_t a_step = a.stride(0), b_step = b.stride(0), out_step = out.stride(0), out_stride = out.stride(1);
+  const float *as = a.data(), *bs = b.data();
   const float* biases = bias ? bias->data() : nullptr;
   float* outs = out.data();
   const nb::gil_scoped_release release;
   const auto one = [=](auto&& product, std::int64_t i) {
-    product(m, n, k, Strided{as.data + i * a_step, as.row_stride, as.column_stride},
-            Strided{bs.data + i * b_step, bs.row_stride, bs.column_stride}, outs + i * out_step, out_stride, accumulate,
-            biases);
+    product(m, n, k, Strided{as + i * left.step, left.row_stride, left.column_stride},
+            Strided{bs + i * right.step, right.row_stride, right.column_stride}, outs + i * to.step, to.row_stride,
+            accumulate, biases);
   };
   // Many small products: each on one thread.
-  if (batch >= 4 * num_threads()) {
-    parallel_for(batch, [&](std::int64_t i) { one(gemm_serial, i); });
+  if (to.count >= 4 * num_threads()) {
+    parallel_for(to.count, [&](std::int64_t i) { one(gemm_serial, i); });
   } else {
-    for (std::int64_t i = 0; i < batch; ++i) one(gemm, i);
+    for (std::int64_t i = 0; i < to.count; ++i) one(gemm, i);
   }
 }
 
@@ -123,8 +135,8 @@ void add_rows_at(ConstFloats2 x, ConstIds ids, Floats2 out) {
 void bind_gemm(nb::module_& m) {
   m.def("gemm", &gemm_batch, nb::arg("a"), nb::arg("b"), nb::arg("out"), nb::arg("bias") = nb::none(),
         nb::arg("accumulate") = false,
-        "float32 a [B, M, K], b [B, K, N] of any strides to out [B, M, N]: fma over k ascending from 0, or from `out` if "
-        "`accumulate`, then plus bias [N].");
+        "float32 a [B, M, K], b [B, K, N] of any strides to out [B, M, N], or one of each: fma over k ascending from 0, or "
+        "from `out` if `accumulate`, then plus bias [N].");
   nb::class_<PackedWeightArray>(m, "PackedWeight", "A matrix [n, k] in the order in which a product reads it.")
       .def(nb::init<const ConstBytes&, std::int64_t, std::int64_t, const std::string&, bool>(), nb::arg("weight"),
            nb::arg("n"), nb::arg("k"), nb::arg("element"), nb::arg("is_packed") = false,

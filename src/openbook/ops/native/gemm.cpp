@@ -38,23 +38,14 @@ struct Output {
   const float* bias;
 };
 
-void pack_rows(const GemmKernels& kernels, Strided a, std::int64_t rows, std::int64_t depth, float* to) {
-  const std::int64_t num_panels = num_row_panels(rows, kernels.tile_rows);
-  for (std::int64_t i = 0; i < num_panels; ++i) {
-    const std::int64_t begin = i * rows / num_panels, width = (i + 1) * rows / num_panels - begin;
-    kernels.pack(a.data + begin * a.row_stride, a.row_stride, a.column_stride, width, width, depth, to + begin * depth);
-  }
-}
-
 // Some rows of A times a packed B.
 void multiply_rows(const GemmKernels& kernels, Strided a, std::int64_t rows, const PackedWeight& b, const Output& out) {
   for (std::int64_t k = 0; k < b.k || k == 0; k += kDepth) {
     const std::int64_t depth = std::min(kDepth, b.k - k);
-    const float* from = a.data + k * a.column_stride;
-    const bool is_packed = rows == 1 && a.column_stride == 1;
-    if (!is_packed) {
+    const float* from = a.data + k;
+    if (rows > 1 || a.column_stride != 1) {
       float* packed = float_scratch(Scratch::rows, rows * depth);
-      pack_rows(kernels, {from, a.row_stride, a.column_stride}, rows, depth, packed);
+      kernels.pack_a(a.from(0, k), rows, depth, packed);
       from = packed;
     }
     kernels.multiply({.a = from,
@@ -105,15 +96,9 @@ void multiply_packed(const GemmKernels& kernels, Strided a, std::int64_t m, cons
     const std::int64_t first = chunk * num_panels / tasks.chunks, last = (chunk + 1) * num_panels / tasks.chunks;
     Output part = columns_from(out, first * kPanelColumns);
     part.c += begin * out.stride;
-    multiply_rows(kernels, {a.data + begin * a.row_stride, a.row_stride, a.column_stride}, end - begin,
+    multiply_rows(kernels, a.from(begin, 0), end - begin,
                   panels(b, first, last), part);
   });
-}
-
-void pack_columns(const GemmKernels& kernels, Strided b, std::int64_t n, std::int64_t k, std::int64_t panel, float* to) {
-  const std::int64_t column = panel * kPanelColumns;
-  kernels.pack(b.data + column * b.column_stride, b.column_stride, b.row_stride, std::min(kPanelColumns, n - column),
-               kPanelColumns, k, to + column * k);
 }
 
 }  // namespace
@@ -128,11 +113,10 @@ void gemm(std::int64_t m, std::int64_t n, std::int64_t k, Strided a, Strided b, 
     PackedWeight packed{nullptr, columns, k, Element::f32};
     float* to = float_scratch(Scratch::shared, packed.num_panels() * kPanelColumns * k);
     packed.data = to;
-    const Strided part{b.data + column * b.column_stride, b.row_stride, b.column_stride};
-    parallel_ranges(packed.num_panels(), std::max(std::int64_t{1}, kSerialWork / 4 / std::max(k * kPanelColumns, std::int64_t{1})),
-                    [&](std::int64_t begin, std::int64_t end) {
-                      for (std::int64_t panel = begin; panel < end; ++panel) pack_columns(kernels, part, columns, k, panel, to);
-                    });
+    parallel_ranges(packed.num_panels(), 1 + kSerialWork / 8 / (k * kPanelColumns + 1), [&](std::int64_t begin, std::int64_t end) {
+      const std::int64_t first = begin * kPanelColumns, last = std::min(columns, end * kPanelColumns);
+      kernels.pack_b(b.from(0, column + first), last - first, k, to + first * k);
+    });
     multiply_packed(kernels, a, m, packed, columns_from({c, c_stride, accumulate, bias}, column));
   }
 }
@@ -143,7 +127,7 @@ void gemm_serial(std::int64_t m, std::int64_t n, std::int64_t k, Strided a, Stri
   const GemmKernels& kernels = gemm_kernels();
   const std::int64_t rows = kTilesOfBlock * kernels.tile_rows;
   // B a piece of k at a time and a few panels of it.
-  constexpr std::int64_t width = 8 * kPanelColumns;
+  constexpr std::int64_t width = 16 * kPanelColumns;
   for (std::int64_t column = 0; column < n; column += width) {
     const std::int64_t columns = std::min(width, n - column);
     for (std::int64_t from = 0; from < k || from == 0; from += kDepth) {
@@ -151,12 +135,10 @@ void gemm_serial(std::int64_t m, std::int64_t n, std::int64_t k, Strided a, Stri
       PackedWeight packed{nullptr, columns, depth, Element::f32};
       float* to = float_scratch(Scratch::columns, packed.num_panels() * kPanelColumns * depth);
       packed.data = to;
-      const Strided part{b.data + from * b.row_stride + column * b.column_stride, b.row_stride, b.column_stride};
-      for (std::int64_t panel = 0; panel < packed.num_panels(); ++panel) pack_columns(kernels, part, columns, depth, panel, to);
+      kernels.pack_b(b.from(from, column), columns, depth, to);
       const Output out = columns_from({c, c_stride, accumulate || from > 0, from + depth == k ? bias : nullptr}, column);
       for (std::int64_t row = 0; row < m; row += rows) {
-        multiply_rows(kernels, {a.data + row * a.row_stride + from * a.column_stride, a.row_stride, a.column_stride},
-                      std::min(rows, m - row), packed, {out.c + row * c_stride, c_stride, out.accumulate, out.bias});
+        multiply_rows(kernels, a.from(row, from), std::min(rows, m - row), packed, {out.c + row * c_stride, c_stride, out.accumulate, out.bias});
       }
     }
   }
@@ -173,8 +155,7 @@ void pack_weight(const void* weight, std::int64_t n, std::int64_t k, Element ele
     for (std::int64_t panel = begin; panel < end; ++panel) {
       const std::int64_t row = panel * kPanelColumns, rows = std::min(kPanelColumns, n - row);
       if (element == Element::f32) {
-        const float* from = static_cast<const float*>(weight) + row * k;
-        kernels.pack(from, k, 1, rows, kPanelColumns, k, static_cast<float*>(to) + row * k);
+        kernels.pack_b({static_cast<const float*>(weight) + row * k, 1, k}, rows, k, static_cast<float*>(to) + row * k);
         continue;
       }
       const auto* from = static_cast<const std::uint16_t*>(weight) + row * k;

@@ -8,15 +8,6 @@
 
 namespace openbook {
 
-// A matrix in memory: element (i, j) is at data[i * row_stride + j * column_stride].
-struct Strided {
-  const float* data;
-  std::int64_t row_stride;
-  std::int64_t column_stride;
-
-  Strided transposed() const { return {data, column_stride, row_stride}; }
-};
-
 // c [m, n] = a [m, k] b [k, n], plus what c holds if `accumulate`, plus bias [n] unless it is null. Rows of c are c_stride
 // elements apart and must not overlap the inputs. Split over the thread pool; inside one of its tasks it runs in that task.
 // Throws std::bad_alloc where there is no memory for packed panels.
@@ -30,7 +21,7 @@ void gemm_serial(std::int64_t m, std::int64_t n, std::int64_t k, Strided a, Stri
 // A matrix [n, k] as one use of it reads it: outputs in panels (gemm_kernels.h). Every instruction set has this layout.
 // Does not own its memory.
 struct PackedWeight {
-  const void* data;  // [num_panels, k, 32] elements, rows past n zero; aligned to 64 bytes
+  const void* data;  // [num_panels, k, 16] elements, rows past n zero; aligned to 64 bytes
   std::int64_t n;    // outputs
   std::int64_t k;    // inputs
   Element element;

@@ -4,8 +4,8 @@
 // then + bias[n] as one add, if there is a bias. How the product is cut into pieces shows in no bit: pieces split outputs,
 // and between two pieces of k the accumulator lies in C, unrounded.
 //
-// B is packed into panels of 32 columns, k innermost but for the columns: element (k, n) of a panel is at 32 k + n, columns
-// past N hold zero. A is packed into panels of r rows, r at most `tile_rows`: element (m, k) is at r k + m.
+// B is packed into panels of 16 columns, one behind another: element (k, n) of a panel is at 16 k + n, columns past N hold
+// zero. A is packed into panels of r rows, r at most `tile_rows`: element (m, k) of a panel is at r k + m.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@ namespace openbook {
 // What a packed B holds. Both 16-bit formats widen to float32 exactly.
 enum class Element { f32, bf16, f16 };
 
-constexpr std::int64_t kPanelColumns = 32;
+constexpr std::int64_t kPanelColumns = 16;
 
 // Rows of A are spread evenly over as few panels as hold them: panel i has the rows from i * rows / panels on.
 inline std::int64_t num_row_panels(std::int64_t rows, std::int64_t tile_rows) { return (rows + tile_rows - 1) / tile_rows; }
@@ -36,12 +36,23 @@ struct GemmBlock {
   const float* bias;          // [columns], or null
 };
 
+// A matrix in memory: element (i, j) is at data[i * row_stride + j * column_stride].
+struct Strided {
+  const float* data;
+  std::int64_t row_stride;
+  std::int64_t column_stride;
+
+  Strided from(std::int64_t i, std::int64_t j) const {
+    return {data + i * row_stride + j * column_stride, row_stride, column_stride};
+  }
+};
+
 struct GemmKernels {
   std::int64_t tile_rows;
-  // One panel: element (lane, k) at from[lane * lane_stride + k * k_stride] to to[width * k + lane], zero for lanes from
-  // `lanes` to `width`. May write 16 floats past the panel's end.
-  void (*pack)(const float* from, std::int64_t lane_stride, std::int64_t k_stride, std::int64_t lanes, std::int64_t width,
-               std::int64_t depth, float* to);
+  // Panels of all `rows` of a, each `depth` deep. May write 16 floats past them.
+  void (*pack_a)(const Strided& a, std::int64_t rows, std::int64_t depth, float* to);
+  // Panels of all `columns` of b, each `depth` deep.
+  void (*pack_b)(const Strided& b, std::int64_t columns, std::int64_t depth, float* to);
   void (*multiply)(const GemmBlock& block);
 };
 

@@ -1,6 +1,7 @@
 // Packing of panels (gemm_kernels.h says their layout). Included by kernel sources only.
 #pragma once
 
+#include "gemm_kernels.h"
 #include "simd.h"
 
 namespace openbook::OPENBOOK_ISA {
@@ -87,64 +88,87 @@ OPENBOOK_INLINE void transpose(Row (&)[kSquare]) {}
 
 #endif
 
-OPENBOOK_INLINE void pack_singly(const float* from, std::int64_t lane_stride, std::int64_t k_stride, std::int64_t lanes,
-                                 std::int64_t width, std::int64_t depth, float* to) {
-  for (std::int64_t k = 0; k < depth; ++k) {
+// Lanes [begin, end) of a panel, of `width` with those of zero, from k on.
+OPENBOOK_INLINE void pack_singly(const Strided& from, std::int64_t lanes, std::int64_t width, std::int64_t k, std::int64_t depth,
+                                 float* to) {
+  for (; k < depth; ++k) {
     for (std::int64_t lane = 0; lane < width; ++lane) {
-      to[k * width + lane] = lane < lanes ? from[lane * lane_stride + k * k_stride] : 0.0f;
+      to[k * width + lane] = lane < lanes ? from.data[lane * from.row_stride + k * from.column_stride] : 0.0f;
     }
   }
 }
 
-// Lanes are neighbours in memory. The last lanes of a whole register are of no use where `width` is not a multiple of
-// kSquare: they are written over by the next k, so lanes go from last to first and k from first to last.
-OPENBOOK_INLINE void pack_copying(const float* from, std::int64_t k_stride, std::int64_t width, std::int64_t depth, float* to) {
-  const std::int64_t rounded = (width + kSquare - 1) / kSquare * kSquare;
-  std::int64_t k = 0;
-  // What is read past the lanes lies before the end of the last k.
-  const std::int64_t end = (depth - 1) * k_stride + width - rounded;
-  for (; k < depth && k * k_stride <= end; ++k) {
-    for (std::int64_t lane = rounded - kSquare; lane >= 0; lane -= kSquare) {
-      store_row(to + k * width + lane, load_row(from + k * k_stride + lane));
-    }
-  }
-  pack_singly(from + k * k_stride, 1, k_stride, width, width, depth - k, to + k * width);
-}
-
-// The k of a lane are neighbours in memory.
-OPENBOOK_INLINE void pack_transposing(const float* from, std::int64_t lane_stride, std::int64_t lanes, std::int64_t width,
-                                      std::int64_t depth, float* to) {
-  const std::int64_t rounded = (width + kSquare - 1) / kSquare * kSquare;
+// The k of a lane are neighbours in memory. The last lanes of a whole register are of no use where `width` is not a
+// multiple of kSquare: the next k writes over them, so lanes go from last to first and k from first to last.
+OPENBOOK_INLINE void pack_transposing(const Strided& from, std::int64_t lanes, std::int64_t width, std::int64_t depth,
+                                      float* to) {
+  const std::int64_t rounded = (width + kSquare - 1) / kSquare * kSquare, stride = from.row_stride;
   std::int64_t k = 0;
   for (; k + kSquare <= depth; k += kSquare) {
     for (std::int64_t lane = rounded - kSquare; lane >= 0; lane -= kSquare) {
-      const float* corner = from + lane * lane_stride + k;
+      const float* corner = from.data + lane * stride + k;
       Row rows[kSquare];
       if (lane + kSquare <= lanes) {
 #pragma GCC unroll 16
-        for (int i = 0; i < kSquare; ++i) rows[i] = load_row(corner + i * lane_stride);
+        for (int i = 0; i < kSquare; ++i) rows[i] = load_row(corner + i * stride);
       } else {
 #pragma GCC unroll 16
-        for (int i = 0; i < kSquare; ++i) {
-          rows[i] = lane + i < lanes ? load_row(corner + i * lane_stride) : zero_row();
-        }
+        for (int i = 0; i < kSquare; ++i) rows[i] = lane + i < lanes ? load_row(corner + i * stride) : zero_row();
       }
       transpose(rows);
 #pragma GCC unroll 16
       for (int i = 0; i < kSquare; ++i) store_row(to + (k + i) * width + lane, rows[i]);
     }
   }
-  pack_singly(from + k, lane_stride, 1, lanes, width, depth - k, to + k * width);
+  pack_singly(from, lanes, width, k, depth, to);
 }
 
-OPENBOOK_INLINE void pack_panel(const float* from, std::int64_t lane_stride, std::int64_t k_stride, std::int64_t lanes,
-                                std::int64_t width, std::int64_t depth, float* to) {
-  if (k_stride == 1) {
-    pack_transposing(from, lane_stride, lanes, width, depth, to);
-  } else if (lane_stride == 1 && lanes == width && k_stride >= 0) {
-    pack_copying(from, k_stride, width, depth, to);
-  } else {
-    pack_singly(from, lane_stride, k_stride, lanes, width, depth, to);
+// Panel i of `lanes` lanes that are spread evenly over panels, or fill them up.
+struct Spread {
+  std::int64_t lanes, num_panels, width;  // width 0: evenly
+
+  OPENBOOK_INLINE std::int64_t begin(std::int64_t i) const { return width != 0 ? i * width : i * lanes / num_panels; }
+  OPENBOOK_INLINE std::int64_t width_of(std::int64_t i) const { return begin(i + 1) - begin(i); }
+};
+
+// Lanes are neighbours in memory: a few k of all panels after another, about in the order of the memory. As above, the end of
+// a register may hold what the panel's next k writes over; so the last k goes singly.
+OPENBOOK_INLINE void pack_copying(const Strided& from, const Spread& spread, std::int64_t depth, float* to) {
+  const std::int64_t stride = from.column_stride;
+  std::int64_t whole = 0;  // panels that have no zeros
+  while (whole < spread.num_panels && spread.begin(whole + 1) <= spread.lanes) ++whole;
+  // What is read past the lanes lies before the end of the last k.
+  std::int64_t fast = 0;
+  while (fast < depth - 1 && fast * stride + kSquare <= (depth - 1) * stride) ++fast;
+  constexpr std::int64_t kStep = 16;
+  for (std::int64_t from_k = 0; from_k < fast; from_k += kStep) {
+    const std::int64_t to_k = from_k + kStep < fast ? from_k + kStep : fast;
+    for (std::int64_t i = 0; i < whole; ++i) {
+      const std::int64_t begin = spread.begin(i), width = spread.width_of(i), last = (width - 1) / kSquare * kSquare;
+      for (std::int64_t k = from_k; k < to_k; ++k) {
+        float* row = to + begin * depth + k * width;
+        const float* source = from.data + k * stride + begin;
+        for (std::int64_t lane = last; lane >= 0; lane -= kSquare) store_row(row + lane, load_row(source + lane));
+      }
+    }
+  }
+  for (std::int64_t i = 0; i < spread.num_panels; ++i) {
+    const std::int64_t begin = spread.begin(i), rest = spread.lanes - begin, width = spread.width_of(i);
+    pack_singly(from.from(begin, 0), rest < width ? rest : width, width, i < whole ? fast : 0, depth, to + begin * depth);
+  }
+}
+
+// Rows of `from` are lanes, its columns k.
+OPENBOOK_INLINE void pack_panels(const Strided& from, const Spread& spread, std::int64_t depth, float* to) {
+  if (from.row_stride == 1 && from.column_stride > 1) return pack_copying(from, spread, depth, to);
+  for (std::int64_t i = 0; i < spread.num_panels; ++i) {
+    const std::int64_t begin = spread.begin(i), rest = spread.lanes - begin, width = spread.width_of(i);
+    const std::int64_t lanes = rest < width ? rest : width;
+    if (from.column_stride == 1) {
+      pack_transposing(from.from(begin, 0), lanes, width, depth, to + begin * depth);
+    } else {
+      pack_singly(from.from(begin, 0), lanes, width, 0, depth, to + begin * depth);
+    }
   }
 }
 

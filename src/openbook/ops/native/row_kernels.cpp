@@ -5,11 +5,12 @@
 namespace openbook::OPENBOOK_ISA {
 namespace {
 
+// Adds `rows` rows to sums, one after another.
 template <int Vecs>
-OPENBOOK_INLINE void sum_columns(const float* x, std::int64_t rows, std::int64_t stride, float* sums) {
+OPENBOOK_INLINE void add_rows(const float* x, std::int64_t rows, std::int64_t stride, float* sums) {
   Vec total[Vecs];
 #pragma GCC unroll 4
-  for (int v = 0; v < Vecs; ++v) total[v] = splat(0.0f);
+  for (int v = 0; v < Vecs; ++v) total[v] = load(sums + v * kLanes);
   for (std::int64_t row = 0; row < rows; ++row) {
 #pragma GCC unroll 4
     for (int v = 0; v < Vecs; ++v) total[v] = add(total[v], load(x + row * stride + v * kLanes));
@@ -19,13 +20,18 @@ OPENBOOK_INLINE void sum_columns(const float* x, std::int64_t rows, std::int64_t
 }
 
 void sum_rows(const float* x, std::int64_t rows, std::int64_t columns, std::int64_t stride, float* sums) {
-  std::int64_t column = 0;
-  for (; column + 4 * kLanes <= columns; column += 4 * kLanes) sum_columns<4>(x + column, rows, stride, sums + column);
-  for (; column + kLanes <= columns; column += kLanes) sum_columns<1>(x + column, rows, stride, sums + column);
-  for (; column < columns; ++column) {
-    float total = 0.0f;
-    for (std::int64_t row = 0; row < rows; ++row) total += x[row * stride + column];
-    sums[column] = total;
+  for (std::int64_t column = 0; column < columns; ++column) sums[column] = 0.0f;
+  // A few rows at a time, so that memory is read about in its order.
+  constexpr std::int64_t kRows = 8;
+  for (std::int64_t row = 0; row < rows; row += kRows) {
+    const std::int64_t count = rows - row < kRows ? rows - row : kRows;
+    const float* from = x + row * stride;
+    std::int64_t column = 0;
+    for (; column + 4 * kLanes <= columns; column += 4 * kLanes) add_rows<4>(from + column, count, stride, sums + column);
+    for (; column + kLanes <= columns; column += kLanes) add_rows<1>(from + column, count, stride, sums + column);
+    for (; column < columns; ++column) {
+      for (std::int64_t i = 0; i < count; ++i) sums[column] += from[i * stride + column];
+    }
   }
 }
 
