@@ -69,7 +69,7 @@ class V3Router(V2Router):
         _, chosen_Mk = self.ops.top_k(for_choice, self.num_chosen)
         weights_Mk = scores_ME.gather(-1, chosen_Mk)
         if self.is_renormalised:
-            weights_Mk = weights_Mk / (weights_Mk.sum(-1, keepdim=True) + _TINY)
+            weights_Mk = self.ops.shares(weights_Mk, _TINY)
         return chosen_Mk, (weights_Mk * self.scale).to(x_MD.dtype)
 
 

@@ -136,6 +136,12 @@ class Ops(Protocol):
     def weighted_sum(self, x: Tensor, weights: Tensor) -> Tensor:
         """x [M, k, D] added up over k with weights [M, k]: [M, D]."""
 
+    def shares(self, x: Tensor, tiny: float = 0.0) -> Tensor:
+        """x [M, k] divided by the sums of its rows plus `tiny`: [M, k]."""
+
+    def scale_rows(self, x: Tensor, factors: Tensor) -> Tensor:
+        """x [M, D] times factors [M, 1]: [M, D]."""
+
     def take(self, x: Tensor, rows: Tensor) -> Tensor:
         """The rows of x [M, D] at int64 [R], each at most once: [R, D]."""
 

@@ -137,6 +137,15 @@ class ExactOps:
         """See `Ops.weighted_sum`; over k in its order."""
         return exact_moe.exact_products(weights[:, None, :], x).squeeze(1)
 
+    def shares(self, x: Tensor, tiny: float = 0.0) -> Tensor:
+        """See `Ops.shares`; sums over k in its order, of which the reciprocal is multiplied in."""
+        sums = exact_linear.exact_linear(x, torch.ones(1, x.shape[-1]))
+        return self.scale_rows(x, 1.0 / (sums + tiny))
+
+    def scale_rows(self, x: Tensor, factors: Tensor) -> Tensor:
+        """See `Ops.scale_rows`."""
+        return self.weighted_sum(x[:, None], factors)
+
     def take(self, x: Tensor, rows: Tensor) -> Tensor:
         """See `Ops.take`."""
         taken: Tensor = Take.apply(x, rows)  # type: ignore[no-untyped-call]

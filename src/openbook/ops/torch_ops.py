@@ -171,6 +171,15 @@ class TorchOps:
         """See `Ops.weighted_sum`."""
         return (weights[:, None, :] @ x).squeeze(1)
 
+    def shares(self, x: Tensor, tiny: float = 0.0) -> Tensor:
+        """See `Ops.shares`."""
+        sums = x.sum(-1, keepdim=True)
+        return x / (sums + tiny if tiny else sums)
+
+    def scale_rows(self, x: Tensor, factors: Tensor) -> Tensor:
+        """See `Ops.scale_rows`."""
+        return factors * x
+
     def take(self, x: Tensor, rows: Tensor) -> Tensor:
         """See `Ops.take`."""
         if _is_eager_training(x):

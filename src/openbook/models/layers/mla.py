@@ -59,7 +59,8 @@ class LatentAttention(nn.Module):
         self.scale = key_dim**-0.5 * mscale**2
         # Absorbed, a query takes 2 R + P products with each token of the cache in place of C + P + V; expanded, each
         # token of the cache takes R (C + V) once.
-        self.most_absorbed = max(1, (self.nope_dim + self.value_dim) // 4)
+        # The two forms round differently: where bits count there is but one, however many tokens come at a time.
+        self.most_absorbed = 0 if ops.is_exact else max(1, (self.nope_dim + self.value_dim) // 4)
 
     def forward(
         self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], context: AttentionContext, wanted: Tensor | None = None

@@ -104,7 +104,7 @@ class SoftmaxRouter(nn.Module):
         probabilities_ME = self.ops.softmax(self.ops.linear(x_MD, self.weight))
         weights_Mk, chosen_Mk = self.ops.top_k(probabilities_ME, self.num_chosen)
         if self.is_renormalised:
-            weights_Mk = weights_Mk / weights_Mk.sum(-1, keepdim=True)
+            weights_Mk = self.ops.shares(weights_Mk)
         return chosen_Mk, weights_Mk.to(x_MD.dtype)
 
 
@@ -139,6 +139,6 @@ class SparseMLP(nn.Module):
         if self.shared_expert is not None:
             shared = self.shared_expert(x_MD)
             if self.shared_expert_gate is not None:
-                shared = self.ops.sigmoid(self.shared_expert_gate(x_MD)) * shared
+                shared = self.ops.scale_rows(shared, self.ops.sigmoid(self.shared_expert_gate(x_MD)))
             out = out + shared
         return out.view(x.shape)
