@@ -24,18 +24,13 @@ from openbook.verify.ledger import NO_STATES, check_ledger, check_weights, has_s
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-
-# Said with every result: a verdict covers what was checked and nothing else.
 NO_SIGNATURE = "who made the release (the manifest is not signed)"
-NO_DATA = "that the data comes out of its generators again (--rebuild)"
-NO_TRAINING = "that the recipe leads to these weights (--replay K for K segments of the training, --rebuild for all)"
-
 
 class Integrity(msgspec.Struct, frozen=True, kw_only=True):
     """What the files of a release say without anything being run again.
 
     recipe: None if it cannot be read. entries: of the ledger; [] if it cannot be read. num_parameters: as the header of
-    the weights says; 0 if it cannot be read. not_checked: besides the three things above.
+    the weights says; 0 if it cannot be read. not_checked: what these files do not let one check.
     """
 
     manifest: Manifest
@@ -54,7 +49,7 @@ def check_integrity(folder: Path) -> Integrity:
     """
     manifest = read_manifest(folder)
     differences = _compare_files(folder, manifest)
-    not_checked = []
+    not_checked = [NO_SIGNATURE]
     recipe = None
     if manifest.openbook == version("openbook"):
         recipe, invalid = _check_recipe(folder, manifest)

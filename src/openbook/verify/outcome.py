@@ -21,26 +21,28 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(kw_only=True)
 class Outcome:
-    """The result of a replay or a rebuild; empty if none was asked for.
+    """The result of a replay or a rebuild.
 
-    notes: how it was done. not_checked: what one might think was checked. is_data_checked: whether all data came out of
-    their generators again. is_training_checked: whether all segments were trained again.
+    notes: how it was done. data_left, training_left: what of the data and the training was not done again, in words;
+    None if all of it was. not_checked: what else one might think was checked.
     """
 
     verdicts: list[Verdict] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     not_checked: list[str] = field(default_factory=list)
-    is_data_checked: bool = False
-    is_training_checked: bool = False
+    data_left: str | None = "that the data comes out of its generators again (--rebuild)"
+    training_left: str | None = (
+        "that the recipe leads to these weights (--replay K for K segments of the training, --rebuild for all)"
+    )
 
-    def then(self, other: Outcome) -> Outcome:
-        """Both results, this one first."""
+    def then(self, later: Outcome) -> Outcome:
+        """Both results; `later` is the one that goes further."""
         return Outcome(
-            verdicts=[*self.verdicts, *(verdict for verdict in other.verdicts if verdict not in self.verdicts)],
-            differences=self.differences + other.differences,
-            notes=[*self.notes, *(note for note in other.notes if note not in self.notes)],
-            not_checked=self.not_checked + other.not_checked,
-            is_data_checked=self.is_data_checked or other.is_data_checked,
-            is_training_checked=self.is_training_checked or other.is_training_checked,
+            verdicts=[*self.verdicts, *(verdict for verdict in later.verdicts if verdict not in self.verdicts)],
+            differences=self.differences + later.differences,
+            notes=[*self.notes, *(note for note in later.notes if note not in self.notes)],
+            not_checked=self.not_checked + later.not_checked,
+            data_left=later.data_left,
+            training_left=later.training_left,
         )

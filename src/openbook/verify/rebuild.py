@@ -53,7 +53,7 @@ def rebuild_release(folder: Path, integrity: Integrity, threads: int | None) -> 
         ),
     ]
     outcome.not_checked = [NOT_REPEATED]
-    outcome.is_data_checked = outcome.is_training_checked = True
+    outcome.data_left = outcome.training_left = None
     return outcome
 
 

@@ -14,7 +14,8 @@ from openbook.checkpoint.train_state import load_train_state, state_path
 from openbook.core.errors import CheckError, UserError
 from openbook.core.files import read_json, sha256_file
 from openbook.core.seeding import derive_seed
-from openbook.data.shards import MANIFEST_FILE
+from openbook.data.shards import MANIFEST_FILE, read_manifest
+from openbook.data.shards import verify as verify_data
 from openbook.release.build import num_cores
 from openbook.release.inputs import make_data, make_tokenizer
 from openbook.release.manifest import CHECKPOINTS_PATH, DATA_PATH, LEDGER_PATH
@@ -70,12 +71,14 @@ def replay_segments(folder: Path, integrity: Integrity, count: int, seed: int | 
             outcome.differences.append(found.difference)
         if inputs.rebuilt:
             outcome.verdicts.append(inputs.verdict())
-        outcome.is_data_checked = len(inputs.rebuilt) == len(setting.recipe.stages)
+        if len(inputs.rebuilt) == len(setting.recipe.stages):
+            outcome.data_left = None
     if not outcome.differences:
         outcome.verdicts.append(
             Verdict(words=f"REPLAYED {count}/{len(segments)} exact", coverage=_coverage(chosen, len(setting.entries)))
         )
-        outcome.is_training_checked = count == len(segments)
+        left = len(segments) - count
+        outcome.training_left = f"the other {left} of {len(segments)} segments (--rebuild checks all)" if left else None
     return outcome
 
 
@@ -109,6 +112,11 @@ class Inputs:
             raise _FoundError(self._setting.difference(str(DATA_PATH), f"data made again from the recipe: {detail}"))
         if what == "diverged" and stage.name not in self.rebuilt:
             self.rebuilt.append(stage.name)
+        try:
+            verify_data(path, read_manifest(path))
+        except UserError as error:
+            detail = str(error).partition(": remove this")[0]
+            raise _FoundError(Difference(path=str(path), kind="changed", detail=detail)) from error
         return path
 
     def verdict(self) -> Verdict:
@@ -214,12 +222,9 @@ def _replay(
     elif segment.number > 1:
         assert own_states is not None
         start = state_path(own_states, segment.first_step)
-    try:
-        opened = open_stage(
-            setting.recipe, segment.stage_index, setting.layout, tokenizer=setting.folder, data=data, start_from=start
-        )
-    except UserError as error:
-        raise _FoundError(Difference(path=str(data), kind="changed", detail=f"{where}: {error}")) from error
+    opened = open_stage(
+        setting.recipe, segment.stage_index, setting.layout, tokenizer=setting.folder, data=data, start_from=start
+    )
     expected = setting.entries[segment.first_step : segment.last_step + 1]
     try:
         opened.run(_Comparison(setting, expected, where), own_states, until=segment.end)
@@ -301,5 +306,5 @@ def _coverage(chosen: Sequence[Segment], total_steps: int) -> str:
             spans.append((segment.first_step, segment.last_step))
     steps = ", ".join(f"{first:,} to {last:,}" for first, last in spans)
     num_steps = sum(segment.num_steps for segment in chosen)
-    numbers = ", ".join(str(segment.number) for segment in chosen)
-    return f"segment {numbers}: {num_steps:,} of {total_steps:,} steps ({steps}), each line and state root the same"
+    numbers = f"segment{'s' if len(chosen) > 1 else ''} {', '.join(str(segment.number) for segment in chosen)}"
+    return f"{numbers}: {num_steps:,} of {total_steps:,} steps ({steps}), each line and state root the same"

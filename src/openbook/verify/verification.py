@@ -12,7 +12,7 @@ from openbook.core.errors import UserError
 from openbook.core.files import sha256_file
 from openbook.release.manifest import MANIFEST_PATH
 from openbook.verify.difference import Difference
-from openbook.verify.integrity import NO_DATA, NO_SIGNATURE, NO_TRAINING, Integrity, check_integrity
+from openbook.verify.integrity import Integrity, check_integrity
 from openbook.verify.outcome import Outcome, Verdict
 
 
@@ -86,11 +86,7 @@ def _result(folder: Path, integrity: Integrity, outcome: Outcome) -> Verificatio
         "all as in the manifest"
     )
     verdicts = [] if integrity.differences else [Verdict(words="INTEGRITY", coverage=coverage)]
-    not_checked = [NO_SIGNATURE, *integrity.not_checked]
-    if not outcome.is_data_checked:
-        not_checked.append(NO_DATA)
-    if not outcome.is_training_checked:
-        not_checked.append(NO_TRAINING)
+    left = [text for text in (outcome.data_left, outcome.training_left) if text]
     verdict: Literal["INTEGRITY", "DIFFERS", "UNDECIDED"] = "INTEGRITY"
     if outcome.differences:
         is_undecided = all(difference.kind == "undecided" for difference in outcome.differences)
@@ -106,5 +102,5 @@ def _result(folder: Path, integrity: Integrity, outcome: Outcome) -> Verificatio
         num_bytes=num_bytes,
         num_parameters=integrity.num_parameters,
         differences=tuple(outcome.differences),
-        not_checked=(*not_checked, *outcome.not_checked),
+        not_checked=(*integrity.not_checked, *left, *outcome.not_checked),
     )
