@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from forger import edit_json, seal
 from openbook.core.errors import UserError
 from openbook.core.files import sha256_bytes, sha256_file
-from openbook.release.manifest import MANIFEST_PATH, write_manifest
+from openbook.release.manifest import MANIFEST_PATH
 from openbook.verify.verification import Verification, verify
 
 WEIGHTS = "model.safetensors"
@@ -20,16 +19,6 @@ LEDGER = "provenance/trace.jsonl"
 
 def found(result: Verification) -> list[tuple[str, str]]:
     return [(difference.kind, difference.path) for difference in result.differences]
-
-
-def edit_json(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def seal(release: Path, recipe_sha256: str | None = None) -> None:
-    """Write the manifest anew, as someone would who edits a release and covers it up."""
-    manifest = json.loads((release / MANIFEST_PATH).read_text())
-    write_manifest(release, recipe_sha256 or manifest["recipe_sha256"])
 
 
 def test_a_good_release(made_release: Path) -> None:

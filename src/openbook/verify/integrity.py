@@ -26,6 +26,7 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 NO_SIGNATURE = "who made the release (the manifest is not signed)"
 
+
 class Integrity(msgspec.Struct, frozen=True, kw_only=True):
     """What the files of a release say without anything being run again.
 
