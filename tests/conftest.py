@@ -20,7 +20,7 @@ from openbook.tokenizer.chat import Chat, default_template
 from openbook.tokenizer.tokenizer import Tokenizer
 from openbook.tokenizer.train import TokenizerConfig, train_tokenizer
 
-pytest_plugins = ["made_build", "made_seer"]
+pytest_plugins = ["made_build", "made_seer", "small_build"]
 
 TINY_CONTEXT = 160
 TINY_RECIPE = """
