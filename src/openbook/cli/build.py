@@ -42,9 +42,14 @@ def command(
     """Make a model from nothing: tokenizer, data, training, evaluation, release.
 
     RECIPE is a TOML file such as recipes/nano.toml; it alone decides the weights. --device, --threads and --compile say
-    where and how fast: on one machine the same ones give the same bytes, and a resumed build keeps those it began with.
+    where and how fast. With profile = "exact" in the recipe the bytes depend on none of them; in the fast profile the
+    same ones give the same bytes on one machine, and a resumed build keeps those it began with.
+
+    Exact training takes more processes, a power of two, with the same bytes: torchrun --nproc-per-node 2 -m
+    openbook.cli.main build RECIPE.
     """
     from openbook.release.build import build
+    from openbook.train.parallel import workers_of_environment
 
     folder = out or Path("runs") / Path(recipe).stem
     try:
@@ -63,6 +68,8 @@ def command(
         raise KeyboardInterrupt(
             f"stopped; what is done is saved: go on with `openbook build {recipe} --out {folder} --resume`"
         ) from None
+    if workers_of_environment().rank > 0:  # under torchrun the first process speaks for all
+        return
     is_complete = release.exists()
     if as_json:
         print_json({"build": str(folder), "release": str(release) if is_complete else None})

@@ -69,7 +69,7 @@ class Mixture:
         self.entries, self.seed, self.history_share = tuple(entries), seed, history_share
         # The order of efforts is ours, so that the order of keys in a recipe decides nothing.
         self._choices = [
-            (Choice(entry, effort), entry.weight * entry.efforts[effort] / sum(entry.efforts.values()))
+            (Choice(entry, effort), entry.weight * entry.efforts[effort] / math.fsum(entry.efforts.values()))
             for entry in self.entries
             for effort in EFFORTS
             if entry.efforts.get(effort)

@@ -11,15 +11,15 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from openbook.core.config import Config, convert
-from openbook.core.errors import UserError, unknown_name
+from openbook.core.errors import CheckError, UserError, unknown_name
 from openbook.core.files import (
     PARTIAL_SUFFIX,
     atomic_directory,
@@ -30,6 +30,8 @@ from openbook.core.files import (
     write_json,
 )
 from openbook.core.progress import Progress
+from openbook.ops.native_module import require_native
+from openbook.train.parallel import LostWorkerError, Workers, joined
 from openbook.train.recipe import Recipe, StageConfig, find_recipe, load_recipe, require_problems
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ _PINNED = ("openbook", "torch", "numpy", "tokenizers", "reasoning-gym", "safeten
 class Run(Config, frozen=True, kw_only=True):
     """What a build was started with; it goes on with the same. `seconds`: the working time of all its parts.
 
+    In the exact profile a build may go on with other `threads`, another instruction set (`isa`, of the native core) and
+    another number of processes that train (`num_trainers`): those of its last part stand here.
     keep_states: whether every saved state is kept and shipped, not only the newest two of each stage.
     """
 
@@ -50,6 +54,9 @@ class Run(Config, frozen=True, kw_only=True):
     threads: int
     is_compiled: bool
     machine: str
+    profile: str = "fast"
+    isa: str = ""
+    num_trainers: int = 1
     versions: dict[str, str]
     seconds: float = 0.0
     keep_states: bool = False
@@ -76,7 +83,7 @@ def build(
         until: stop after this step: "tokenizer", the name of a stage, "evals" or "release".
         device: "cpu" or "cuda"; None picks cpu, or on a resumed build what it was started with, as for the next two.
         threads: of the CPU backend; None takes every core this process may use.
-        is_compiled: train through torch.compile; None: if there is a C++ compiler.
+        is_compiled: train through torch.compile; None: if there is a C++ compiler. Never in the exact profile.
         workers: processes that generate data; the data do not depend on it. None takes every core.
         keep_states: keep every saved state and ship them in the release, so that any segment of it can be replayed; a
             resumed build does so if it began so.
@@ -89,31 +96,37 @@ def build(
             layout or package versions, or the disk is full.
         CheckError: training went wrong; the message says at which step.
     """
-    path = find_recipe(str(recipe))
-    loaded = load_recipe(path)
-    steps = step_names(loaded)
-    if until is not None and until not in steps:
-        raise unknown_name("step", until, steps, f"expected one of {', '.join(steps)}")
     folder = Path(out)
-    if resume:
-        _require_same_recipe(folder, loaded)
-    else:
-        require_absent(folder)
-        require_problems(loaded)
-        folder.mkdir(parents=True)
-    with _lock(folder):
-        if not resume:
-            write_bytes(folder / "recipe.toml", read_bytes(path, "recipe"))
-        run = _start_run(folder, loaded, device, threads, is_compiled, keep_states)
-        build = _Build(folder, loaded, run, workers or num_cores())
-        for name, step in build.steps():
-            began_s = time.monotonic()
-            try:
-                step()
-            finally:
-                build.add_time(time.monotonic() - began_s)
-            if name == until:
-                break
+    with joined() as trainers:
+        if trainers.rank > 0:
+            _follow(trainers)
+            return folder / "release"
+        path = find_recipe(str(recipe))
+        loaded = load_recipe(path)
+        steps = step_names(loaded)
+        if until is not None and until not in steps:
+            raise unknown_name("step", until, steps, f"expected one of {', '.join(steps)}")
+        _require_profile(loaded, device, is_compiled, trainers)
+        if resume:
+            _require_same_recipe(folder, loaded)
+        else:
+            require_absent(folder)
+            require_problems(loaded)
+            folder.mkdir(parents=True)
+        with _lock(folder):
+            if not resume:
+                write_bytes(folder / "recipe.toml", read_bytes(path, "recipe"))
+            run = _start_run(folder, loaded, device, threads, is_compiled, keep_states, trainers)
+            build = _Build(folder, loaded, run, workers or num_cores(), trainers)
+            for name, step in build.steps():
+                began_s = time.monotonic()
+                try:
+                    step()
+                finally:
+                    build.add_time(time.monotonic() - began_s)
+                if name == until:
+                    break
+        trainers.tell(None)
     return folder / "release"
 
 
@@ -123,8 +136,9 @@ def step_names(recipe: Recipe) -> list[str]:
 
 
 class _Build:
-    def __init__(self, folder: Path, recipe: Recipe, run: Run, workers: int) -> None:
-        self.folder, self.recipe, self.run, self.workers = folder, recipe, run, workers
+    def __init__(self, folder: Path, recipe: Recipe, run: Run, workers: int, trainers: Workers) -> None:
+        self.folder, self.recipe, self.run = folder, recipe, run
+        self.workers, self.trainers = workers, trainers
 
     def steps(self) -> Iterator[tuple[str, Callable[[], None]]]:
         """Each step does nothing if its result is there."""
@@ -170,17 +184,19 @@ class _Build:
         from openbook.release.training import run_stage
 
         previous = latest_train_state(self._checkpoints(stages[index - 1])) if index else None
-        run_stage(
-            self.recipe,
-            index,
-            self._layout(),
-            tokenizer=self.folder / "tokenizer",
-            data=self.folder / "data" / stages[index].name,
-            ledger=self.folder / "trace.jsonl",
-            checkpoints=self._checkpoints(stages[index]),
-            start_from=latest or previous,
-            keep_states=self.run.keep_states,
-        )
+        task: dict[str, Any] = {
+            "recipe": self.recipe,
+            "index": index,
+            "layout": self._layout(),
+            "tokenizer": self.folder / "tokenizer",
+            "data": self.folder / "data" / stages[index].name,
+            "ledger": self.folder / "trace.jsonl",
+            "checkpoints": self._checkpoints(stages[index]),
+            "start_from": latest or previous,
+            "keep_states": self.run.keep_states,
+        }
+        self.trainers.tell(task)
+        run_stage(**task, workers=self.trainers)
 
     def _evals(self) -> None:
         model_folder = self._model()
@@ -252,6 +268,36 @@ class _Build:
         torch.set_num_threads(self.run.threads)
 
 
+def _follow(trainers: Workers) -> None:
+    """What all processes under torchrun but the first do: train when it says so, in silence."""
+    from openbook.release.training import run_stage
+
+    try:
+        while (task := trainers.hear()) is not None:
+            with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
+                run_stage(**task, workers=trainers)
+    except (LostWorkerError, CheckError) as error:  # the first process has the same reason, or says its own
+        raise SystemExit(1) from error
+
+
+def _require_profile(recipe: Recipe, device: str | None, is_compiled: bool | None, trainers: Workers) -> None:
+    """See that this machine and these flags can do what the recipe's profile asks for."""
+    if recipe.profile == "fast":
+        if trainers.count > 1:
+            raise UserError(
+                f'torchrun started {trainers.count} processes, but the recipe has profile "fast", which trains in one: '
+                'start it without torchrun, or set profile = "exact"'
+            )
+        return
+    require_native()
+    for flag, is_given in (("--device cuda", device == "cuda"), ("--compile", bool(is_compiled))):
+        if is_given:
+            raise UserError(
+                f'{flag}: the recipe has profile "exact", which runs its own kernels on the CPU: leave the flag out, '
+                'or set profile = "fast"'
+            )
+
+
 def _require_same_recipe(folder: Path, recipe: Recipe) -> None:
     stored = folder / "recipe.toml"
     if not stored.is_file():
@@ -270,18 +316,24 @@ def _start_run(
     threads: int | None,
     is_compiled: bool | None,
     keep_states: bool,
+    trainers: Workers,
 ) -> Run:
-    """Read or write run.json, and see that a resumed build goes on as it began."""
+    """Read or write run.json, and see that a resumed build goes on as it began, where that decides bits."""
     path = folder / "run.json"
     versions = {name: version(name) for name in _PINNED}
+    is_exact = recipe.profile == "exact"
+    isa = require_native().isa() if is_exact else ""
     if not path.exists():
         if device == "cuda":
             _require_cuda()
         run = Run(
             recipe=recipe.hash,
+            profile=recipe.profile,
             device=device or "cpu",
-            threads=threads or num_cores(),
-            is_compiled=has_compiler() if is_compiled is None else is_compiled,
+            threads=threads or max(1, num_cores() // trainers.count),
+            is_compiled=not is_exact and (has_compiler() if is_compiled is None else is_compiled),
+            isa=isa,
+            num_trainers=trainers.count,
             machine=_machine(),
             versions=versions,
             keep_states=keep_states,
@@ -294,15 +346,18 @@ def _start_run(
             "--resume: --keep-states is given, the build began without it and has dropped states by now: "
             "resume without it, or build into a new folder"
         )
-    given = {"--device": device, "--threads": threads, "--compile": is_compiled, "the installed packages": versions}
-    began = dict(zip(given, (run.device, run.threads, run.is_compiled, run.versions), strict=True))
+    given: dict[str, Any] = {"--device": device, "--compile": is_compiled, "the installed packages": versions}
+    began: dict[str, Any] = dict(zip(given, (run.device, run.is_compiled, run.versions), strict=True))
+    if not is_exact:
+        given, began = {"--threads": threads, **given}, {"--threads": run.threads, **began}
     for name, value in given.items():
         if value is not None and value != began[name]:
             raise UserError(
                 f"--resume: {name} is {value}, the build began with {began[name]}, and the weights would not be the "
                 "same: resume as it began, or build into a new folder"
             )
-    return run
+    # In the exact profile these decide no bit: the record says with what the build went on.
+    return msgspec.structs.replace(run, threads=threads or run.threads, isa=isa, num_trainers=trainers.count)
 
 
 @contextmanager

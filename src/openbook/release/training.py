@@ -19,7 +19,7 @@ from openbook.ops.exact_ops import ExactOps
 from openbook.ops.native_module import require_native
 from openbook.ops.torch_ops import TorchOps
 from openbook.tokenizer.chat import Chat
-from openbook.train.ledger import Ledger, StepSink
+from openbook.train.ledger import Entry, Ledger, StepSink
 from openbook.train.loop import Layout, LossFunction, make_loss_function, train_stage
 from openbook.train.optim import Optimizer
 from openbook.train.parallel import ALONE, Workers
@@ -130,8 +130,21 @@ def run_stage(
         UserError, CheckError: as `open_stage` and `train_stage`.
     """
     opened = open_stage(recipe, index, layout, tokenizer=tokenizer, data=data, start_from=start_from)
+    if workers.rank > 0:
+        opened.run(_Nowhere(), None, workers=workers)
+        return
     with Ledger(ledger, opened.position.step) as lines:
         opened.run(lines, checkpoints, keep_states=keep_states, workers=workers)
+
+
+class _Nowhere:
+    """The ledger of a worker that writes none."""
+
+    def append(self, entry: Entry) -> None:
+        pass
+
+    def sync(self) -> None:
+        pass
 
 
 def use_threads(recipe: Recipe, threads: int) -> None:

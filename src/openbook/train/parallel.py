@@ -68,7 +68,7 @@ class Workers:
                 flat = add_lists([flat], [other])[0]
             distance *= 2
         _call(dist.broadcast, flat, 0)
-        parts = flat.split([tensor.numel() for tensor in like])
+        parts = torch.split(flat, [tensor.numel() for tensor in like])
         return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
 
     def tell(self, message: Any) -> None:
@@ -117,6 +117,8 @@ def joined() -> Iterator[Workers]:
         yield workers
         return
     if workers.count & (workers.count - 1):
+        if workers.rank > 0:
+            raise SystemExit(2)  # the first process says why
         raise UserError(
             f"torchrun started {workers.count} processes, expected a power of two: give --nproc-per-node 1, 2, 4 or 8"
         )
