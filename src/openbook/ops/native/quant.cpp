@@ -122,7 +122,9 @@ void QuantizedRows::quantize(const float* x, std::int64_t stride, std::int64_t n
   resize(num_rows, num_columns);
   // A row of a few hundred numbers takes less time than waking a thread does.
   const std::int64_t grain = 1 + 8192 / num_columns;
-  parallel_ranges(num_rows, grain, [&](std::int64_t begin, std::int64_t end) { quantize_range(x, stride, begin, end); });
+  parallel_ranges(num_rows, grain, [&](std::int64_t begin, std::int64_t end) {
+    quantize_range(x, stride, begin, end);
+  });
 }
 
 void quant_linear_range(const QuantView& w, const QuantizedRows& x, const float* bias, float* out, std::int64_t stride,

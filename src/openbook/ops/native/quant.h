@@ -8,14 +8,14 @@
 //     d = half(a / 127); s = half((a / 127) * float(sum of q)), products and quotients rounded to float32 one by one.
 //     If an x is infinite or NaN: every q is 0, d and s are NaN, so that every output of the row is NaN.
 //   One output, block after block, from +0: sum = the exact integer sum of q_w * q_x (Q4_0: of (q_w - 8) * q_x),
-//     acc = fma(float(sum), d_w * d_x, acc);  Q4_1 then: acc = fma(m_w, s_x, acc).  At the end one addition of the bias.
+//     acc = fma(float(sum), d_w * d_x, acc);  Q4_1 then: acc = fma(m_w, s_x, acc).  At the end one addition of bias.
 //   Scales are taken as they come: infinite or NaN ones give infinities and NaN by the rules of IEEE 754.
 //
-// The layout, `kQuantLayout`: panels of 32 rows, the last one filled up with zero rows; in a panel one stretch after the
-// other for each block: 32 scales, for Q4_1 32 minima, then the codes. Codes of 4 neighbours in k are 4 neighbouring
-// bytes, those of 16 rows one vector of 64 bytes. Q8_0: vectors j = 0..7 (k from 4 j), each for rows 0-15, then for rows
-// 16-31, codes stored as q + 128. Q4_0 and Q4_1: vectors j = 0..3 likewise, low halves k from 4 j, high ones 4 j + 16.
-// So every byte is read once, in order, and every vector lies on a line of the cache.
+// The layout, `kQuantLayout`: panels of 32 rows, the last one filled up with zero rows; in a panel one stretch after
+// the other for each block: 32 scales, for Q4_1 32 minima, then the codes. Codes of 4 neighbours in k are 4 neighbouring
+// bytes, those of 16 rows one vector of 64 bytes. Q8_0: vectors j = 0..7 (k from 4 j), each for rows 0-15, then for
+// rows 16-31, codes stored as q + 128. Q4_0 and Q4_1: vectors j = 0..3 likewise, low halves k from 4 j, high ones from
+// 4 j + 16. So every byte is read once, in order, and every vector lies on a line of the cache.
 #pragma once
 
 #include <cstddef>
@@ -84,8 +84,8 @@ class QuantWeight {
   std::uint8_t* own_ = nullptr;
 };
 
-// The same into memory of the caller, `w.num_bytes()` at `data`; w.data is not read. Rows of the last panel that are never
-// given must be zero before.
+// The same into memory of the caller, `w.num_bytes()` at `data`; w.data is not read. Rows of the last panel that are
+// never given must be zero before.
 void pack_quant_rows(const QuantView& w, std::uint8_t* data, std::int64_t first, std::int64_t num_rows,
                      const std::uint8_t* raw);
 

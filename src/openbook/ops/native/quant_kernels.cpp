@@ -7,15 +7,15 @@
 namespace openbook::OPENBOOK_ISA {
 namespace {
 
-// Rows of activations that share a load of weights, and vectors of 16 outputs beside each other: what the registers hold.
+// Rows of activations that share a load of weights, and vectors of 16 outputs beside each other: what registers hold.
 #if defined(OPENBOOK_ISA_avx512vnni)
 constexpr int kTileRows = 6, kTileVecs = 2;
 #elif defined(OPENBOOK_ISA_avx512)
-constexpr int kTileRows = 4, kTileVecs = 2;
+constexpr int kTileRows = 4, kTileVecs = 1;
 #elif defined(OPENBOOK_ISA_avxvnni)
 constexpr int kTileRows = 4, kTileVecs = 1;
 #elif defined(OPENBOOK_ISA_avx2)
-constexpr int kTileRows = 2, kTileVecs = 1;
+constexpr int kTileRows = 3, kTileVecs = 1;
 #elif defined(OPENBOOK_ISA_scalar)
 constexpr int kTileRows = 1, kTileVecs = 1;
 #else
@@ -46,11 +46,18 @@ void quantize_row(const float* x, std::int64_t num_blocks, QuantBlock* out) {
   }
 }
 
+// Weights to ask the memory for while others are multiplied: so many lines of 64 bytes for each block.
+struct Ahead {
+  const std::uint8_t* data;
+  int num_lines;
+};
+
 // Rows x[0 .. Rows) by vectors [first, first + Vecs) of 16 outputs of a panel.
 template <QuantKind Kind, int Rows, int Vecs>
-OPENBOOK_INLINE void tile(const std::uint8_t* w, std::int64_t num_blocks, const QuantBlock* x, int first,
+OPENBOOK_INLINE void tile(const std::uint8_t* w, std::int64_t num_blocks, const QuantBlock* x, int first, Ahead ahead,
                           Vec (&acc)[Rows][Vecs]) {
   constexpr std::int64_t kBlockBytes = panel_block_bytes(Kind);
+  constexpr std::int64_t kNear = (1024 / kBlockBytes + 1) * kBlockBytes;  // further ahead is slower (measured)
   constexpr std::int64_t kCodes = Kind == QuantKind::q4_1 ? 128 : 64;  // where codes start
   const std::uint8_t* scales = w + 32 * first;
   const std::uint8_t* codes = w + kCodes + 64 * first;
@@ -58,6 +65,11 @@ OPENBOOK_INLINE void tile(const std::uint8_t* w, std::int64_t num_blocks, const 
     for (int v = 0; v < Vecs; ++v) acc[r][v] = splat(0.0f);
   }
   for (std::int64_t b = 0; b < num_blocks; ++b, ++x, scales += kBlockBytes, codes += kBlockBytes) {
+    if constexpr (Rows == 1) {
+#pragma GCC unroll 17
+      for (std::int64_t i = 0; i < kBlockBytes; i += 64) __builtin_prefetch(scales + kNear + i, 0, 2);
+    }
+    for (int i = 0; i < ahead.num_lines; ++i, ahead.data += 64) __builtin_prefetch(ahead.data, 0, 2);
     Ints sum[Rows][Vecs];
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
@@ -127,13 +139,13 @@ struct Outputs {
 };
 
 template <QuantKind Kind, int Rows, int Vecs>
-void tile_columns(const QuantView& w, std::int64_t panel, const QuantBlock* x, const Outputs& y) {
+void tile_columns(const QuantView& w, std::int64_t panel, const QuantBlock* x, Ahead ahead, const Outputs& y) {
   const std::uint8_t* data = w.data + panel * w.num_blocks() * panel_block_bytes(Kind);
   for (int first = 0; first < kPanelVecs; first += Vecs) {
     const std::int64_t column = panel * kPanelRows + first * kLanes;
     if (column >= y.num_columns) return;
     Vec acc[Rows][Vecs];
-    tile<Kind, Rows, Vecs>(data, w.num_blocks(), x, first, acc);
+    tile<Kind, Rows, Vecs>(data, w.num_blocks(), x, first, ahead, acc);
 #pragma GCC unroll 2
     for (int v = 0; v < Vecs; ++v) {
       const std::int64_t at = column + v * kLanes, rest = y.num_columns - at;
@@ -150,11 +162,12 @@ void tile_columns(const QuantView& w, std::int64_t panel, const QuantBlock* x, c
 }
 
 template <QuantKind Kind, int Rows>
-void tile_rows(int rows, const QuantView& w, std::int64_t panel, const QuantBlock* x, const Outputs& y) {
+void tile_rows(int rows, const QuantView& w, std::int64_t panel, const QuantBlock* x, Ahead ahead,
+               const Outputs& y) {
   if constexpr (Rows > 1) {
-    if (rows < Rows) return tile_rows<Kind, Rows - 1>(rows, w, panel, x, y);
+    if (rows < Rows) return tile_rows<Kind, Rows - 1>(rows, w, panel, x, ahead, y);
   }
-  tile_columns<Kind, Rows, (Rows == 1 ? kPanelVecs : kTileVecs)>(w, panel, x, y);
+  tile_columns<Kind, Rows, (Rows == 1 ? kPanelVecs : kTileVecs)>(w, panel, x, ahead, y);
 }
 
 template <QuantKind Kind>
@@ -162,11 +175,16 @@ void linear_of(const QuantView& w, const QuantBlock* x, std::int64_t num_rows, c
                std::int64_t end) {
   // As few tiles as can be, and all about as tall.
   const std::int64_t num_tiles = (num_rows + kTileRows - 1) / kTileRows;
+  // Each tile asks for its share of the next panel. One tile alone is as fast as memory, which sees what comes.
+  constexpr std::int64_t kLines = panel_block_bytes(Kind) / 64;
+  const int num_lines = num_tiles > 1 ? static_cast<int>((kLines + num_tiles - 1) / num_tiles) : 0;
   for (std::int64_t panel = begin; panel < end; ++panel) {
+    const std::uint8_t* next_panel = w.data + (panel + 1) * w.panel_bytes();
     for (std::int64_t t = 0; t < num_tiles; ++t) {
       const std::int64_t row = num_rows * t / num_tiles, next = num_rows * (t + 1) / num_tiles;
       const Outputs part = {y.out + row * y.stride, y.stride, y.bias, y.num_columns};
-      tile_rows<Kind, kTileRows>(static_cast<int>(next - row), w, panel, x + row * w.num_blocks(), part);
+      tile_rows<Kind, kTileRows>(static_cast<int>(next - row), w, panel, x + row * w.num_blocks(),
+                                 Ahead{next_panel + t * w.num_blocks() * num_lines * 64, num_lines}, part);
     }
   }
 }

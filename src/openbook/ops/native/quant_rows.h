@@ -7,8 +7,8 @@
 
 namespace openbook::OPENBOOK_ISA {
 
-// largest_bits: the largest |x| of 32 floats, as the bits of a float; those of NaN are above those of infinity, and those
-// above all others, so that one comparison finds both.
+// largest_bits: the largest |x| of 32 floats, as the bits of a float; those of NaN are above those of infinity, and
+// those above all others, so that one comparison finds both.
 // round_codes: x * inverse rounded to whole numbers from -127 to 127, halves to even; returns their sum.
 
 #if defined(OPENBOOK_ISA_avx512) || defined(OPENBOOK_ISA_avx512vnni)
