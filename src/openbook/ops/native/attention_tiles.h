@@ -22,7 +22,13 @@ constexpr int kTileRows = 6, kTileSums = 6;
 #endif
 
 // Vectors side by side for a tile of this many rows.
-constexpr int tile_width(int rows) { return 4 * rows <= kTileSums ? 4 : 2 * rows <= kTileSums ? 2 : 1; }
+constexpr int tile_width(int rows) {
+  return 8 * rows <= kTileSums ? 8 : 4 * rows <= kTileSums ? 4 : 2 * rows <= kTileSums ? 2 : 1;
+}
+
+// Tiles of few rows wait for memory: they ask for the next block while they are at one. The others wait for arithmetic.
+constexpr bool asks_ahead(int rows) { return rows <= 4; }
+OPENBOOK_INLINE void prefetch(const float* p) { __builtin_prefetch(p, 0, 2); }  // into the second cache
 
 template <int N>
 struct Rows {
@@ -59,9 +65,10 @@ OPENBOOK_INLINE void with_rows(int count, Body body) {
 }
 
 // out[r, 16 c + i] = scale * sum over d of a[r, d] * blocks[c][d, i]: R rows against C blocks [size, 16].
+// later: C blocks that are needed next.
 template <int R, int C>
-OPENBOOK_INLINE void dot_tile(const float* a, Size a_stride, const float* const* blocks, Size size, float scale,
-                              float* out, Size out_stride) {
+OPENBOOK_INLINE void dot_tile(const float* a, Size a_stride, const float* const* blocks, const float* const* later,
+                              Size size, float scale, float* out, Size out_stride) {
   const float* b[C];
   Vec sums[R][C];
 #pragma GCC unroll 16
@@ -74,7 +81,10 @@ OPENBOOK_INLINE void dot_tile(const float* a, Size a_stride, const float* const*
   for (Size d = 0; d < size; ++d) {
     Vec key[C];
 #pragma GCC unroll 16
-    for (int c = 0; c < C; ++c) key[c] = load(b[c] + kLanes * d);
+    for (int c = 0; c < C; ++c) {
+      key[c] = load(b[c] + kLanes * d);
+      if (asks_ahead(R)) prefetch(later[c] + kLanes * d);
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const Vec x = splat(a[r * a_stride + d]);
@@ -93,12 +103,16 @@ OPENBOOK_INLINE void dot_tile(const float* a, Size a_stride, const float* const*
 inline void dot_blocks(int rows, const float* a, Size a_stride, const float* const* blocks, Size num_blocks, Size size,
                        float scale, float* out, Size out_stride) {
   with_rows(rows, [&](auto count) {
-    constexpr int R = decltype(count)::count, C = tile_width(R);
+    // Not more than four streams: blocks lie in the same sets of a cache.
+    constexpr int R = decltype(count)::count, C = tile_width(R) < 4 ? tile_width(R) : 4;
     Size c = 0;
     for (; c + C <= num_blocks; c += C) {
-      dot_tile<R, C>(a, a_stride, blocks + c, size, scale, out + kLanes * c, out_stride);
+      const float* const* later = blocks + (c + 2 * C <= num_blocks ? c + C : c);
+      dot_tile<R, C>(a, a_stride, blocks + c, later, size, scale, out + kLanes * c, out_stride);
     }
-    for (; c < num_blocks; ++c) dot_tile<R, 1>(a, a_stride, blocks + c, size, scale, out + kLanes * c, out_stride);
+    for (; c < num_blocks; ++c) {
+      dot_tile<R, 1>(a, a_stride, blocks + c, blocks + c, size, scale, out + kLanes * c, out_stride);
+    }
   });
 }
 
@@ -129,11 +143,16 @@ OPENBOOK_INLINE void add_tile(Weights a, const BlockedRows& b, Size first, Size 
   for (Size block = begin / kLanes; kLanes * block < end; ++block) {
     const Size from = kLanes * block < begin ? begin : kLanes * block;
     const Size to = kLanes * (block + 1) > end ? end : kLanes * (block + 1);
-    const float* row = b.blocks[block] + (from - kLanes * block) * b.stride + kLanes * first;
-    for (Size j = from; j < to; ++j, row += b.stride) {
+    const Size offset = (from - kLanes * block) * b.stride + kLanes * first;
+    const float* row = b.blocks[block] + offset;
+    const float* later = b.blocks[to < end ? block + 1 : block] + offset;
+    for (Size j = from; j < to; ++j, row += b.stride, later += b.stride) {
       Vec features[C];
 #pragma GCC unroll 16
-      for (int c = 0; c < C; ++c) features[c] = IsPartial ? load_first(row, rest) : load(row + kLanes * c);
+      for (int c = 0; c < C; ++c) {
+        features[c] = IsPartial ? load_first(row, rest) : load(row + kLanes * c);
+        if (asks_ahead(R)) prefetch(later + kLanes * c);
+      }
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
         const Vec x = splat(IsByRow ? a.data[r * a.stride + j] : a.data[j * a.stride + r]);
