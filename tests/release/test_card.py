@@ -69,3 +69,20 @@ def test_what_was_not_recorded_is_left_out(facts: ReleaseFacts) -> None:
     labels = [label for label, _ in details(dataclasses.replace(facts, training=training))]
     assert "precision" in labels
     assert not {"threads", "time", "machine"} & set(labels)
+
+
+def test_an_exact_build_names_its_profile_and_needs_no_flags(facts: ReleaseFacts) -> None:
+    training = dataclasses.replace(
+        facts.training, profile="exact", is_compiled=False, isa="avx2", num_trainers=4, device="cpu"
+    )
+    card = render_card(dataclasses.replace(facts, training=training))
+    for text in (
+        "| profile | exact |",
+        "| instruction set | avx2 |",
+        "| processes | 4 |",
+        "openbook build provenance/recipe.toml --out rebuilt\n",
+        "On any x86-64 or arm64 processor, with any number of threads,",
+    ):
+        assert text in card
+    assert "On the same kind of machine" not in card
+    assert "instruction set" not in render_card(facts)

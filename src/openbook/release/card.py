@@ -36,10 +36,13 @@ def details(facts: ReleaseFacts) -> list[tuple[str, str]]:
         ("architecture", shape),
         ("steps", f"{facts.steps:,}"),
         ("tokens read", f"{facts.trained_tokens:,}"),
+        ("profile", training.profile),
         ("precision", training.precision),
         ("optimizer", training.optimizer),
         ("device", training.device + (", through torch.compile" if training.is_compiled else "")),
+        ("instruction set", training.isa),
         ("threads", str(training.threads) if training.threads else ""),
+        ("processes", str(training.num_trainers) if training.num_trainers > 1 else ""),
         ("machine", training.machine),
         ("time", format_duration(training.seconds) if training.seconds else ""),
         ("versions", ", ".join(f"{name} {version}" for name, version in training.versions.items())),
@@ -48,8 +51,10 @@ def details(facts: ReleaseFacts) -> list[tuple[str, str]]:
 
 
 def _rebuild_flags(facts: ReleaseFacts) -> str:
-    """What the build command needs to go the same way: other flags may give other bits."""
+    """What the build command needs to go the same way: in the fast profile other flags may give other bits."""
     training = facts.training
+    if training.profile == "exact":
+        return ""
     device = f" --device {training.device}" if training.device not in ("", "cpu") else ""
     threads = f" --threads {training.threads}" if training.threads else ""
     return f"{device}{threads} {'--compile' if training.is_compiled else '--no-compile'}"

@@ -73,14 +73,20 @@ class Transcript:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingFacts:
-    """Where and with what the weights were made; an empty value means that the build did not record it."""
+    """Where and with what the weights were made; an empty value means that the build did not record it.
 
+    isa: the instruction set of the native core, in the exact profile. num_trainers: processes that trained together.
+    """
+
+    profile: str
     precision: str
     optimizer: str
     device: str
     is_compiled: bool
     machine: str
     threads: int
+    isa: str
+    num_trainers: int
     seconds: float
     versions: dict[str, str]
 

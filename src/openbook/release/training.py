@@ -78,6 +78,8 @@ def open_stage(
     """
     use_threads(recipe, layout.threads)
     torch.use_deterministic_algorithms(True)
+    # Filling would be a pass over every new tensor; nothing here reads what it has not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     stage = recipe.stages[index]
     torch.manual_seed(derive_seed(recipe.seed, stage.name, "random state"))
     config = recipe.model_config(Chat.load(tokenizer).tokenizer.vocab_size)
