@@ -125,9 +125,9 @@ def test_bits_do_not_depend_on_instruction_set_or_threads() -> None:
 
 def test_one_row_over_a_long_sequence_has_the_same_bits_with_any_number_of_threads() -> None:
     random = np.random.default_rng(0)
-    keys = random.normal(size=(130, 1, 24, 16)).astype(np.float32)
-    values = random.normal(size=(130, 1, 16, 24)).astype(np.float32)
-    q = random.normal(size=(1, 3, 24)).astype(np.float32)
+    keys = random.normal(size=(130, 1, 72, 16)).astype(np.float32)
+    values = random.normal(size=(130, 1, 16, 72)).astype(np.float32)
+    q = random.normal(size=(1, 9, 72)).astype(np.float32)
     table, sequence = random.permutation(130).astype(np.int32)[None], np.zeros(1, np.int32)
     for window, position in ((0, 2073), (1500, 2050), (0, 255)):
         found = set()
@@ -138,8 +138,8 @@ def test_one_row_over_a_long_sequence_has_the_same_bits_with_any_number_of_threa
             _native.paged_attention(q, keys, values, table, sequence, place, 0.3, window, None, out)
             found.add(out.tobytes())
         assert len(found) == 1
-        k = keys[table[0]].transpose(0, 3, 1, 2).reshape(-1, 24)[: position + 1].astype(np.float64)
-        v = values[table[0]].reshape(-1, 24)[: position + 1].astype(np.float64)
+        k = keys[table[0]].transpose(0, 3, 1, 2).reshape(-1, 72)[: position + 1].astype(np.float64)
+        v = values[table[0]].reshape(-1, 72)[: position + 1].astype(np.float64)
         k, v = (x[-window:] if window else x for x in (k, v))
         weights = np.exp(q[0].astype(np.float64) @ k.T * 0.3)
         np.testing.assert_allclose(out[0], weights @ v / weights.sum(1, keepdims=True), atol=1e-5)

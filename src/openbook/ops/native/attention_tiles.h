@@ -247,6 +247,19 @@ inline float exp_one(float x) {
   return lanes[0];
 }
 
+// m of a row; sink: null, or one more score.
+inline float largest_of_row(const float* scores, Size begin, Size end, const float* sink) {
+  const float largest = largest_score(scores, begin, end);
+  return sink != nullptr && *sink > largest ? *sink : largest;
+}
+
+// Turns the scores from begin to before end into exp(score - maximum); returns 1 / denominator, 0 if there are none.
+inline float exp_row(float* scores, Size begin, Size end, float maximum, const float* sink) {
+  float denominator = exp_scores(scores, begin, end, maximum);
+  if (sink != nullptr) denominator += exp_one(*sink - maximum);
+  return begin < end ? 1.0f / denominator : 0.0f;
+}
+
 struct SoftmaxStats {
   float maximum;  // of the visible scores and the sink
   float inverse;  // 1 / denominator
@@ -277,14 +290,11 @@ inline void attend(RowTile& tile, const float* q, const Sight& sight, float* sco
              scores + kLanes * first, stride);
   // All maxima first: the rows do not wait for each other.
   for (int r = 0; r < tile.count; ++r) {
-    const float largest = largest_score(scores + r * stride, tile.begin[r], tile.end[r]);
-    tile.stats[r].maximum = tile.sinks[r] != nullptr && *tile.sinks[r] > largest ? *tile.sinks[r] : largest;
+    tile.stats[r].maximum = largest_of_row(scores + r * stride, tile.begin[r], tile.end[r], tile.sinks[r]);
   }
   for (int r = 0; r < tile.count; ++r) {
-    SoftmaxStats& stats = tile.stats[r];
-    float denominator = exp_scores(scores + r * stride, tile.begin[r], tile.end[r], stats.maximum);
-    if (tile.sinks[r] != nullptr) denominator += exp_one(*tile.sinks[r] - stats.maximum);
-    stats.inverse = tile.begin[r] < tile.end[r] ? 1.0f / denominator : 0.0f;
+    tile.stats[r].inverse =
+        exp_row(scores + r * stride, tile.begin[r], tile.end[r], tile.stats[r].maximum, tile.sinks[r]);
   }
   std::memset(sums, 0, sizeof(float) * static_cast<std::size_t>(tile.count * sums_stride));
   add_ranges<true>(tile.count, tile.begin, tile.end, {scores, stride}, sight.values, sums, sums_stride);

@@ -1,5 +1,6 @@
 #include "paged_attention.h"
 
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -12,6 +13,10 @@ namespace {
 
 // Rows of one sequence that a task takes at most: enough to read keys rarely, few enough to share a prompt out.
 constexpr std::int64_t kMostRows = 32;
+
+float* floats(Scratch use, std::int64_t size) {
+  return static_cast<float*>(scratch(use, sizeof(float) * static_cast<std::size_t>(size)));
+}
 
 struct RowGroup {
   std::int64_t begin, end;
@@ -31,6 +36,45 @@ void group_rows(const PagedQueries& queries, std::vector<RowGroup>& groups) {
   }
 }
 
+// Below this many keys a row is not worth three rounds of the pool.
+constexpr std::int64_t kLongSequence = 512;
+// Features of a head that a task mixes values for: neighbours share the lines of a cache, and the weights.
+constexpr std::int64_t kMixedFeatures = 32;
+
+// Whether one task for each row and key-value head would leave threads idle for long: rows are single, tasks few.
+bool shares_out_heads(const PagedCache& cache, const PagedQueries& queries, std::int64_t num_groups) {
+  const std::int64_t threads = num_threads(), tasks = num_groups * cache.num_kv_heads;
+  if (threads == 1 || num_groups != queries.num_rows) return false;
+  std::int64_t longest = 0;
+  for (std::int64_t row = 0; row < queries.num_rows; ++row) {
+    const SeenPages seen = seen_pages(queries, row);
+    longest = seen.end - seen.begin > longest ? seen.end - seen.begin : longest;
+  }
+  const std::int64_t rounds = (tasks + threads - 1) / threads;
+  return longest >= kLongSequence && 5 * tasks < 4 * rounds * threads;
+}
+
+// Scores of a row by parts of the sequence, weights by heads, values by features.
+void attend_in_steps(const PagedCache& cache, const PagedQueries& queries, std::int64_t row) {
+  const PagedAttentionKernels& kernels = paged_attention_kernels();
+  const SeenPages seen = seen_pages(queries, row);
+  const std::int64_t stride = kPageTokens * seen.num_pages, N = queries.num_heads, K = cache.num_kv_heads;
+  const std::int64_t parts = (seen.num_pages + kPartPages - 1) / kPartPages;
+  const std::int64_t slices = (cache.head_dim + kMixedFeatures - 1) / kMixedFeatures;
+  float* scores = floats(Scratch::shared, N * stride + N);
+  float* inverses = scores + N * stride;
+  parallel_for(parts * K, [&](std::int64_t task) {
+    const std::int64_t first = task / K * kPartPages, last = std::min(first + kPartPages, seen.num_pages);
+    kernels.score(cache, queries, row, task % K, first, last, scores, stride);
+  });
+  parallel_for(N, [&](std::int64_t head) { inverses[head] = kernels.weigh(queries, row, head, scores + head * stride); });
+  parallel_for(slices * K, [&](std::int64_t task) {
+    const std::int64_t begin = task / K * kMixedFeatures, end = std::min(begin + kMixedFeatures, cache.head_dim);
+    float* room = floats(Scratch::attention, kernels.scratch(cache, queries.positions[row]));
+    kernels.mix(cache, queries, row, task % K, begin, end, scores, stride, inverses, room);
+  });
+}
+
 }  // namespace
 
 void write_kv(const PagedCache& cache, std::int64_t sequence, std::int64_t position, const float* key,
@@ -48,14 +92,17 @@ void paged_attention(const PagedCache& cache, const PagedQueries& queries) {
   const PagedAttentionKernels& kernels = paged_attention_kernels();
   thread_local std::vector<RowGroup> groups;
   group_rows(queries, groups);
+  if (shares_out_heads(cache, queries, static_cast<std::int64_t>(groups.size()))) {
+    for (std::int64_t row = 0; row < queries.num_rows; ++row) attend_in_steps(cache, queries, row);
+    return;
+  }
   // Tasks run on other threads, which have groups of their own.
   const std::vector<RowGroup>& all = groups;
   parallel_for(static_cast<std::int64_t>(all.size()) * cache.num_kv_heads, [&](std::int64_t task) {
     // From the back: the last rows of a prompt see the most.
     const RowGroup group = all[all.size() - 1 - static_cast<std::size_t>(task / cache.num_kv_heads)];
-    const std::int64_t size = kernels.scratch(cache, queries.positions[group.end - 1]);
-    void* room = scratch(Scratch::attention, sizeof(float) * static_cast<std::size_t>(size));
-    kernels.attend(cache, queries, group.begin, group.end, task % cache.num_kv_heads, static_cast<float*>(room));
+    float* room = floats(Scratch::attention, kernels.scratch(cache, queries.positions[group.end - 1]));
+    kernels.attend(cache, queries, group.begin, group.end, task % cache.num_kv_heads, room);
   });
 }
 
