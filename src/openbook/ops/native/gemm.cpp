@@ -38,12 +38,15 @@ struct Output {
   const float* bias;
 };
 
-// Some rows of A times a packed B.
-void multiply_rows(const GemmKernels& kernels, Strided a, std::int64_t rows, const PackedWeight& b, const Output& out) {
+// Some rows of A times a packed B. `packed_a` has what pack_all_a makes of them, or is null.
+void multiply_rows(const GemmKernels& kernels, Strided a, std::int64_t rows, const float* packed_a,
+                   const PackedWeight& b, const Output& out) {
   for (std::int64_t k = 0; k < b.k || k == 0; k += kDepth) {
     const std::int64_t depth = std::min(kDepth, b.k - k);
-    const float* from = a.data + k;
-    if (rows > 1 || a.column_stride != 1) {
+    const float* from;
+    if (packed_a != nullptr) {
+      from = packed_a + rows * k;
+    } else {
       float* packed = float_scratch(Scratch::rows, rows * depth);
       kernels.pack_a(a.from(0, k), rows, depth, packed);
       from = packed;
@@ -60,6 +63,16 @@ void multiply_rows(const GemmKernels& kernels, Strided a, std::int64_t rows, con
                       .accumulate = out.accumulate || k > 0,
                       .bias = k + depth == b.k ? out.bias : nullptr});
   }
+}
+
+// Few rows, packed once for all columns: the pieces of k one behind another.
+const float* pack_all_a(const GemmKernels& kernels, Strided a, std::int64_t rows, std::int64_t k) {
+  if (rows == 1 && a.column_stride == 1) return a.data;
+  float* packed = float_scratch(Scratch::columns, rows * k);
+  for (std::int64_t begin = 0; begin < k; begin += kDepth) {
+    kernels.pack_a(a.from(0, begin), rows, std::min(kDepth, k - begin), packed + rows * begin);
+  }
+  return packed;
 }
 
 PackedWeight panels(const PackedWeight& b, std::int64_t begin, std::int64_t end) {
@@ -80,8 +93,10 @@ struct Cut {
 Cut cut(std::int64_t row_tiles, std::int64_t column_panels, std::int64_t threads) {
   std::int64_t blocks = (row_tiles + kTilesOfBlock - 1) / kTilesOfBlock;
   if (threads == 1) return {blocks, 1};
-  // A multiple of the threads, and some tasks for each, as no two threads are equally fast.
+  // Some tasks for each thread, as no two are equally fast.
   const std::int64_t wanted = 4 * threads;
+  // Few rows: every panel of B, which may lie in memory, is read once.
+  if (blocks == 1 && column_panels >= wanted) return {1, wanted};
   blocks = std::min(row_tiles, std::max(wanted, (blocks + threads - 1) / threads * threads));
   return {blocks, std::min(column_panels, std::max(std::int64_t{1}, wanted / blocks))};
 }
@@ -90,14 +105,14 @@ Cut cut(std::int64_t row_tiles, std::int64_t column_panels, std::int64_t threads
 void multiply_packed(const GemmKernels& kernels, Strided a, std::int64_t m, const PackedWeight& b, const Output& out) {
   const std::int64_t row_tiles = num_row_panels(m, kernels.tile_rows), num_panels = b.num_panels();
   const Cut tasks = cut(row_tiles, num_panels, m * b.n * b.k < kSerialWork ? 1 : num_threads());
+  const float* packed_a = tasks.blocks == 1 ? pack_all_a(kernels, a, m, b.k) : nullptr;
   parallel_for(tasks.blocks * tasks.chunks, [&](std::int64_t task) {
     const std::int64_t block = task / tasks.chunks, chunk = task % tasks.chunks;
     const std::int64_t begin = block * m / tasks.blocks, end = (block + 1) * m / tasks.blocks;
     const std::int64_t first = chunk * num_panels / tasks.chunks, last = (chunk + 1) * num_panels / tasks.chunks;
     Output part = columns_from(out, first * kPanelColumns);
     part.c += begin * out.stride;
-    multiply_rows(kernels, a.from(begin, 0), end - begin,
-                  panels(b, first, last), part);
+    multiply_rows(kernels, a.from(begin, 0), end - begin, packed_a, panels(b, first, last), part);
   });
 }
 
@@ -107,17 +122,20 @@ void gemm(std::int64_t m, std::int64_t n, std::int64_t k, Strided a, Strided b, 
           bool accumulate, const float* bias) {
   if (m <= 0 || n <= 0) return;
   const GemmKernels& kernels = gemm_kernels();
-  const std::int64_t width = std::max(std::int64_t{1}, kPackedBytes / (std::max(k, std::int64_t{1}) * kPanelColumns * 4)) * kPanelColumns;
+  const Output out{c, c_stride, accumulate, bias};
+  const std::int64_t panel_bytes = (k + 1) * kPanelColumns * element_bytes(Element::f32);
+  const std::int64_t width = (1 + kPackedBytes / panel_bytes) * kPanelColumns;
   for (std::int64_t column = 0; column < n; column += width) {
     const std::int64_t columns = std::min(width, n - column);
     PackedWeight packed{nullptr, columns, k, Element::f32};
     float* to = float_scratch(Scratch::shared, packed.num_panels() * kPanelColumns * k);
     packed.data = to;
-    parallel_ranges(packed.num_panels(), 1 + kSerialWork / 8 / (k * kPanelColumns + 1), [&](std::int64_t begin, std::int64_t end) {
+    const std::int64_t grain = 1 + kSerialWork / 8 / (k * kPanelColumns + 1);
+    parallel_ranges(packed.num_panels(), grain, [&](std::int64_t begin, std::int64_t end) {
       const std::int64_t first = begin * kPanelColumns, last = std::min(columns, end * kPanelColumns);
       kernels.pack_b(b.from(0, column + first), last - first, k, to + first * k);
     });
-    multiply_packed(kernels, a, m, packed, columns_from({c, c_stride, accumulate, bias}, column));
+    multiply_packed(kernels, a, m, packed, columns_from(out, column));
   }
 }
 
@@ -136,9 +154,9 @@ void gemm_serial(std::int64_t m, std::int64_t n, std::int64_t k, Strided a, Stri
       float* to = float_scratch(Scratch::columns, packed.num_panels() * kPanelColumns * depth);
       packed.data = to;
       kernels.pack_b(b.from(from, column), columns, depth, to);
-      const Output out = columns_from({c, c_stride, accumulate || from > 0, from + depth == k ? bias : nullptr}, column);
-      for (std::int64_t row = 0; row < m; row += rows) {
-        multiply_rows(kernels, a.from(row, from), std::min(rows, m - row), packed, {out.c + row * c_stride, c_stride, out.accumulate, out.bias});
+      Output out = columns_from({c, c_stride, accumulate || from > 0, from + depth == k ? bias : nullptr}, column);
+      for (std::int64_t row = 0; row < m; row += rows, out.c += rows * c_stride) {
+        multiply_rows(kernels, a.from(row, from), std::min(rows, m - row), nullptr, packed, out);
       }
     }
   }
@@ -217,11 +235,13 @@ void packed_linear(const PackedWeight& weight, const float* x, std::int64_t x_st
 void packed_linear_range(const PackedWeight& weight, std::int64_t begin, std::int64_t end, const float* x,
                          std::int64_t x_stride, std::int64_t m, const float* bias, float* out, std::int64_t out_stride) {
   const GemmKernels& kernels = gemm_kernels();
-  const std::int64_t rows = kTilesOfBlock * kernels.tile_rows;
-  const Output part = columns_from({out, out_stride, false, bias}, begin * kPanelColumns);
-  for (std::int64_t row = 0; row < m; row += rows) {
-    multiply_rows(kernels, {x + row * x_stride, x_stride, 1}, std::min(rows, m - row), panels(weight, begin, end),
-                  {part.c + row * out_stride, out_stride, false, part.bias});
+  const std::int64_t block = kTilesOfBlock * kernels.tile_rows;
+  const PackedWeight part = panels(weight, begin, end);
+  Output to = columns_from({out, out_stride, false, bias}, begin * kPanelColumns);
+  for (std::int64_t row = 0; row < m; row += block, to.c += block * out_stride) {
+    const Strided from{x + row * x_stride, x_stride, 1};
+    const std::int64_t rows = std::min(block, m - row);
+    multiply_rows(kernels, from, rows, rows == 1 ? from.data : nullptr, part, to);
   }
 }
 

@@ -8,8 +8,8 @@
 
 namespace openbook {
 
-// c [m, n] = a [m, k] b [k, n], plus what c holds if `accumulate`, plus bias [n] unless it is null. Rows of c are c_stride
-// elements apart and must not overlap the inputs. Split over the thread pool; inside one of its tasks it runs in that task.
+// c [m, n] = a [m, k] b [k, n], plus what c holds if `accumulate`, plus bias [n] unless it is null. Rows of c are
+// c_stride elements apart and must not overlap the inputs. Split over the thread pool; in one of its tasks, run there.
 // Throws std::bad_alloc where there is no memory for packed panels.
 void gemm(std::int64_t m, std::int64_t n, std::int64_t k, Strided a, Strided b, float* c, std::int64_t c_stride,
           bool accumulate = false, const float* bias = nullptr);
@@ -31,18 +31,18 @@ struct PackedWeight {
 
 std::size_t packed_bytes(std::int64_t n, std::int64_t k, Element element);
 
-// Packs weight [n, k], row-major, of `element`s (16-bit ones as they lie in memory) into to, of packed_bytes(n, k, element).
+// Packs weight [n, k], row-major, of `element`s (16-bit ones as they lie in memory) into the packed_bytes(...) at `to`.
 void pack_weight(const void* weight, std::int64_t n, std::int64_t k, Element element, void* to);
 
 // Row `row` of the matrix, widened: out [k].
 void packed_row(const PackedWeight& weight, std::int64_t row, float* out);
 
-// out [m, n] = x [m, k] weight^T, plus bias [n] unless it is null; rows of x are x_stride apart, those of out out_stride.
+// out [m, n] = x [m, k] weight^T, plus bias [n] unless it is null; rows of x are x_stride apart, of out out_stride.
 // Split over the thread pool. The same bits as `gemm` with the weight widened to float32.
 void packed_linear(const PackedWeight& weight, const float* x, std::int64_t x_stride, std::int64_t m, const float* bias,
                    float* out, std::int64_t out_stride);
 
-// The columns of the panels from begin to before end (out and bias begin at column 0 all the same), on the calling thread.
+// The columns of panels begin to before end, on the calling thread; out and bias begin at column 0 all the same.
 void packed_linear_range(const PackedWeight& weight, std::int64_t begin, std::int64_t end, const float* x,
                          std::int64_t x_stride, std::int64_t m, const float* bias, float* out, std::int64_t out_stride);
 

@@ -6,8 +6,8 @@
 namespace openbook::OPENBOOK_ISA {
 namespace {
 
-// A tile of C lives in registers: kTileRows rows of kTileVecs vectors. Of AVX-512's 32 registers it takes 28, of AVX2's 16
-// it takes 12 (a vector is two), of NEON's 32 it takes 24 (a vector is four).
+// A tile of C lives in registers: kTileRows rows of kTileVecs vectors. Of AVX-512's 32 registers it takes 28, of AVX2's
+// 16 it takes 12 (a vector is two), of NEON's 32 it takes 24 (a vector is four).
 #if defined(OPENBOOK_ISA_avx512)
 constexpr int kTileRows = 14, kTileVecs = 2;
 #elif defined(OPENBOOK_ISA_scalar)
@@ -46,7 +46,8 @@ OPENBOOK_INLINE void load_tile_row(Vec (&row)[Vecs], const float* p, int columns
 
 // One tile: Rows rows of a, the Vecs panels from `panel` on, of which `columns` columns are stored.
 template <int Rows, int Vecs, Element E>
-void multiply_tile(const float* a, const void* panel, const GemmBlock& block, float* c, int columns, const float* bias) {
+void multiply_tile(const float* a, const void* panel, const GemmBlock& block, float* c, int columns,
+                   const float* bias) {
   const auto* b = static_cast<const typename Storage<E>::Type*>(panel);
   const std::int64_t depth = block.depth, stride = block.c_stride, panel_stride = block.panel_stride;
   Vec acc[Rows][Vecs];
@@ -98,7 +99,8 @@ void multiply_tile(const float* a, const void* panel, const GemmBlock& block, fl
   }
 }
 
-using Tile = void (*)(const float* a, const void* panel, const GemmBlock& block, float* c, int columns, const float* bias);
+using Tile = void (*)(const float* a, const void* panel, const GemmBlock& block, float* c, int columns,
+                      const float* bias);
 
 // The tiles of 1 to kTileRows rows and 1, 2 or 4 vectors.
 template <Element E>
@@ -129,8 +131,8 @@ void multiply_as(const GemmBlock& block) {
     const float* bias = block.bias == nullptr ? nullptr : block.bias + column;
     for (std::int64_t i = 0; i < num_panels; ++i) {
       const std::int64_t begin = i * block.rows / num_panels, rows = (i + 1) * block.rows / num_panels - begin;
-      tiles.of[rows][vecs](block.a + begin * block.depth, panel, block, block.c + begin * block.c_stride + column, columns,
-                           bias);
+      float* c = block.c + begin * block.c_stride + column;
+      tiles.of[rows][vecs](block.a + begin * block.depth, panel, block, c, columns, bias);
     }
   }
 }

@@ -1,11 +1,11 @@
 // The pieces of a matrix product C[M, N] = A[M, K] B[K, N] in float32, and of one with a matrix packed beforehand.
 //
 // Which bits: c[m, n] = fma(a[m, k], b[k, n], acc) for k ascending, acc from +0, or from c[m, n] where one accumulates;
-// then + bias[n] as one add, if there is a bias. How the product is cut into pieces shows in no bit: pieces split outputs,
-// and between two pieces of k the accumulator lies in C, unrounded.
+// then + bias[n] as one add, if there is a bias. How the product is cut into pieces shows in no bit: pieces split
+// outputs, and between two pieces of k the accumulator lies in C, unrounded.
 //
-// B is packed into panels of 16 columns, one behind another: element (k, n) of a panel is at 16 k + n, columns past N hold
-// zero. A is packed into panels of r rows, r at most `tile_rows`: element (m, k) of a panel is at r k + m.
+// B is packed into panels of 16 columns, one behind another: element (k, n) of a panel is at 16 k + n, columns past N
+// hold zero. A is packed into panels of r rows, r at most `tile_rows`: element (m, k) of a panel is at r k + m.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,9 @@ enum class Element { f32, bf16, f16 };
 constexpr std::int64_t kPanelColumns = 16;
 
 // Rows of A are spread evenly over as few panels as hold them: panel i has the rows from i * rows / panels on.
-inline std::int64_t num_row_panels(std::int64_t rows, std::int64_t tile_rows) { return (rows + tile_rows - 1) / tile_rows; }
+inline std::int64_t num_row_panels(std::int64_t rows, std::int64_t tile_rows) {
+  return (rows + tile_rows - 1) / tile_rows;
+}
 
 struct GemmBlock {
   const float* a;             // panels of all rows, one behind another

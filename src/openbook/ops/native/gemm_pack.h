@@ -88,9 +88,9 @@ OPENBOOK_INLINE void transpose(Row (&)[kSquare]) {}
 
 #endif
 
-// Lanes [begin, end) of a panel, of `width` with those of zero, from k on.
-OPENBOOK_INLINE void pack_singly(const Strided& from, std::int64_t lanes, std::int64_t width, std::int64_t k, std::int64_t depth,
-                                 float* to) {
+// One panel from k on: `lanes` lanes, and zeros up to `width`.
+OPENBOOK_INLINE void pack_singly(const Strided& from, std::int64_t lanes, std::int64_t width, std::int64_t k,
+                                 std::int64_t depth, float* to) {
   for (; k < depth; ++k) {
     for (std::int64_t lane = 0; lane < width; ++lane) {
       to[k * width + lane] = lane < lanes ? from.data[lane * from.row_stride + k * from.column_stride] : 0.0f;
@@ -131,8 +131,8 @@ struct Spread {
   OPENBOOK_INLINE std::int64_t width_of(std::int64_t i) const { return begin(i + 1) - begin(i); }
 };
 
-// Lanes are neighbours in memory: a few k of all panels after another, about in the order of the memory. As above, the end of
-// a register may hold what the panel's next k writes over; so the last k goes singly.
+// Lanes are neighbours in memory: a few k of all panels after another, about in the order of the memory. As above, the
+// end of a register may hold what the panel's next k writes over; so the last k goes singly.
 OPENBOOK_INLINE void pack_copying(const Strided& from, const Spread& spread, std::int64_t depth, float* to) {
   const std::int64_t stride = from.column_stride;
   std::int64_t whole = 0;  // panels that have no zeros
@@ -154,7 +154,8 @@ OPENBOOK_INLINE void pack_copying(const Strided& from, const Spread& spread, std
   }
   for (std::int64_t i = 0; i < spread.num_panels; ++i) {
     const std::int64_t begin = spread.begin(i), rest = spread.lanes - begin, width = spread.width_of(i);
-    pack_singly(from.from(begin, 0), rest < width ? rest : width, width, i < whole ? fast : 0, depth, to + begin * depth);
+    const std::int64_t lanes = rest < width ? rest : width;
+    pack_singly(from.from(begin, 0), lanes, width, i < whole ? fast : 0, depth, to + begin * depth);
   }
 }
 

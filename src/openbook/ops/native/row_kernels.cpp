@@ -27,7 +27,9 @@ void sum_rows(const float* x, std::int64_t rows, std::int64_t columns, std::int6
     const std::int64_t count = rows - row < kRows ? rows - row : kRows;
     const float* from = x + row * stride;
     std::int64_t column = 0;
-    for (; column + 4 * kLanes <= columns; column += 4 * kLanes) add_rows<4>(from + column, count, stride, sums + column);
+    for (; column + 4 * kLanes <= columns; column += 4 * kLanes) {
+      add_rows<4>(from + column, count, stride, sums + column);
+    }
     for (; column + kLanes <= columns; column += kLanes) add_rows<1>(from + column, count, stride, sums + column);
     for (; column < columns; ++column) {
       for (std::int64_t i = 0; i < count; ++i) sums[column] += from[i * stride + column];
