@@ -18,6 +18,8 @@ from openbook.core.hex_float import hex_float
         (3.0, "0x1.8p+1"),
         (0.1, "0x1.999999999999ap-4"),
         (-1e300, "-0x1.7e43c8800759cp+996"),
+        (float("inf"), "inf"),
+        (float("nan"), "nan"),
         (5e-324, "0x0.0000000000001p-1022"),
     ],
 )

@@ -32,7 +32,9 @@ def test_replayed_with_other_threads_on_every_instruction_set(exact: Path, isa: 
     result = verify(exact, replay=5, threads=3)
     assert result.differences == ()
     assert result.verdicts[-1].words == "REPLAYED 5/5 exact"
-    assert "profile exact: the bits do not depend on the machine or the number of threads" in result.notes
+    there = f"{native.available_isas()[-1]}, 1 thread"
+    note = "profile exact: the bits do not depend on machine, instruction set or threads"
+    assert f"{note} ({there}; here {isa}, 3 threads)" in result.notes
 
 
 def test_rebuilt_with_other_threads(exact: Path) -> None:

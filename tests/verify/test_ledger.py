@@ -58,6 +58,7 @@ def _drop_and_renumber(entries: list[Entry]) -> None:
             "the recipe's schedule gives 0x1.47ae147ae147bp-7 (0.01)",
         ),
         (_set(1, lr=0.010000000000000002), "step 1: the learning rate is 0x1.47ae147ae147cp-7 (0.01), "),
+        (_set(1, lr=float("nan")), "step 1: the learning rate is nan (nan), the recipe's schedule gives "),
         (_drop, "line 3: it is step 3 of stage first, expected step 2 of stage first"),
         (_drop_and_renumber, "step 2: the learning rate is "),
         (_drop_last, "it has 6 steps, the recipe asks for 7"),

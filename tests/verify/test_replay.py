@@ -13,8 +13,11 @@ import pytest
 import openbook
 from forger import edit_json, forge, seal
 from openbook.checkpoint.safetensors_io import load_tensors, save_tensors
+from openbook.checkpoint.state_root import state_roots
+from openbook.checkpoint.train_state import load_train_state
 from openbook.core.errors import CheckError, UserError
 from openbook.core.files import sha256_file
+from openbook.core.seeding import derive_seed
 from openbook.release.manifest import ENVIRONMENT_PATH, LEDGER_PATH
 from openbook.train.ledger import Entry
 from openbook.verify.verification import Verification, verify
@@ -175,6 +178,41 @@ def test_a_data_cursor_forged_in_a_checkpoint(trained: Path) -> None:
     edit_json(path, cursor={"epoch": 0, "row": 0, "document": 0})
     seal(trained)
     assert _difference(verify(trained, replay=4, seed=0))[2].startswith("the state after step 2: state root ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "detail"),
+    [
+        ({"stage_step": 0}, "the state after step 2: step of the stage 0, the ledger says 3"),
+        ({"step": 4}, "the state after step 2: step 4, the ledger says 3"),
+        ({"stage": "second"}, "the state after step 2: stage second, the ledger says first"),
+        ({"cursor": {"epoch": 0}}, "segment 2 of 5: the state does not fit the recipe: "),
+        ({"cursor": {"epoch": 0, "row": 99, "document": 0}}, "segment 2 of 5: the state does not fit the recipe: "),
+    ],
+)
+def test_a_state_of_another_place_with_its_root_in_the_ledger(
+    trained: Path, changes: dict[str, object], detail: str
+) -> None:
+    """Nothing of it may end in a traceback, nor pass."""
+    path = trained / STATES / "first" / "step-00000003"
+    edit_json(path / "state.json", **changes)
+    roots = state_roots(*load_train_state(path))
+
+    def change(entries: list[Entry]) -> None:
+        state = entries[2].state
+        assert state is not None
+        entries[2].state = msgspec.structs.replace(state, root=roots.state)
+
+    forge(trained, change)
+    kind, where, found = _difference(verify(trained, replay=1, seed=_seed_that_draws(2)))
+    assert (kind, where) == ("changed", str(path))
+    assert found.startswith(detail)
+
+
+def _seed_that_draws(number: int) -> int:
+    """A seed with which one of five segments drawn is this one."""
+    draws = {seed: min(range(1, 6), key=lambda n: derive_seed(seed, "replay", n)) for seed in range(40)}
+    return next(seed for seed, drawn in draws.items() if drawn == number)
 
 
 def test_a_byte_of_a_shard(small_build: Path, tmp_path: Path) -> None:

@@ -216,15 +216,23 @@ def _replay(
     stages, where = setting.recipe.stages, f"segment {segment.number} of {total}"
     data = inputs.data(segment.stage_index)
     start: Path | None = None
-    if segment.number in states:
-        start = states[segment.number]
-        _check_state(start, segment, setting.entries)
+    published = states.get(segment.number)
+    if published is not None:
+        start = published
+        _check_state(start, segment, setting)
     elif segment.number > 1:
         assert own_states is not None
         start = state_path(own_states, segment.first_step)
-    opened = open_stage(
-        setting.recipe, segment.stage_index, setting.layout, tokenizer=setting.folder, data=data, start_from=start
-    )
+    try:
+        opened = open_stage(
+            setting.recipe, segment.stage_index, setting.layout, tokenizer=setting.folder, data=data, start_from=start
+        )
+        opened.loader.restore(opened.position.cursor)
+    except (UserError, KeyError) as error:
+        if published is None:
+            raise
+        detail = f"{where}: the state does not fit the recipe: {error}"  # though the ledger has its root
+        raise _FoundError(Difference(path=str(published), kind="changed", detail=detail)) from error
     expected = setting.entries[segment.first_step : segment.last_step + 1]
     try:
         opened.run(_Comparison(setting, expected, where), own_states, until=segment.end)
@@ -233,10 +241,10 @@ def _replay(
         raise _FoundError(setting.difference(str(LEDGER_PATH), detail)) from error
 
 
-def _check_state(path: Path, segment: Segment, entries: Sequence[Entry]) -> None:
-    """A published state against the root in the ledger line that it was saved after."""
+def _check_state(path: Path, segment: Segment, setting: Setting) -> None:
+    """A published state against the ledger line that it was saved after: the step, the root."""
     step = segment.first_step - 1
-    expected = entries[step].state
+    expected = setting.entries[step].state
     assert expected is not None  # integrity has compared the ledger's shape with the recipe
     try:
         weights, optimizer, position = load_train_state(path)
@@ -244,7 +252,12 @@ def _check_state(path: Path, segment: Segment, entries: Sequence[Entry]) -> None
         detail = f"the state after step {step}: {str(error).partition(': remove the folder')[0]}"
         raise _FoundError(Difference(path=str(path), kind="changed", detail=detail)) from error
     roots = state_roots(weights, optimizer, position)
+    stage = setting.entries[step].stage
+    stage_step = sum(entry.stage == stage for entry in setting.entries[: step + 1])
     for name, actual, wanted in (
+        ("stage", position.stage, stage),
+        ("step", str(position.step), str(step + 1)),
+        ("step of the stage", str(position.stage_step), str(stage_step)),
         ("weights root", roots.weights, expected.weights),
         ("state root", roots.state, expected.root),
     ):

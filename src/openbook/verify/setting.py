@@ -9,6 +9,7 @@ from pathlib import Path
 from openbook.core.config import convert
 from openbook.core.errors import CheckError
 from openbook.core.files import read_json
+from openbook.ops.native_module import require_native
 from openbook.release.assemble import machine
 from openbook.release.build import Run, has_compiler
 from openbook.release.manifest import ENVIRONMENT_PATH
@@ -25,7 +26,7 @@ class Setting:
     """What training again needs.
 
     run: the record of the build. layout: for training here. unlike: facts of the build that are otherwise here, in
-    words; where the profile is not exact they can change bits.
+    words; where the profile is not exact they can change bits. isa: instruction set here, of the exact profile.
     """
 
     folder: Path
@@ -34,6 +35,7 @@ class Setting:
     run: Run
     layout: Layout
     unlike: list[str]
+    isa: str
 
     @property
     def is_exact(self) -> bool:
@@ -44,7 +46,10 @@ class Setting:
     def note(self) -> str:
         """What equal bits mean here, in one line."""
         if self.is_exact:
-            return "profile exact: the bits do not depend on the machine or the number of threads"
+            there, here = _speed(self.run.isa, self.run.threads), _speed(self.isa, self.layout.threads)
+            return (
+                f"profile exact: the bits do not depend on machine, instruction set or threads ({there}; here {here})"
+            )
         where = f"otherwise here: {'; '.join(self.unlike)}" if self.unlike else "all of that is the same here"
         return (
             f"precision {self.recipe.precision} is not the exact profile: its bits depend on machine, packages and "
@@ -71,6 +76,7 @@ def read_setting(folder: Path, integrity: Integrity, threads: int | None, action
 
     Raises:
         CheckError: it cannot be done, in one line that says why.
+        UserError: the profile is exact, and this installation has no native core.
     """
     here = version("openbook")
     if integrity.recipe is None:
@@ -85,6 +91,7 @@ def read_setting(folder: Path, integrity: Integrity, threads: int | None, action
         _require_device(folder, run.device, action)
     if run.is_compiled and not has_compiler():
         raise CheckError(f"cannot {action} {folder}: it was trained through torch.compile: install a C++ compiler")
+    isa = require_native().isa() if integrity.recipe.profile == "exact" else ""
     layout = Layout(device=run.device, threads=threads or run.threads, is_compiled=run.is_compiled)
     return Setting(
         folder=folder,
@@ -93,11 +100,17 @@ def read_setting(folder: Path, integrity: Integrity, threads: int | None, action
         run=run,
         layout=layout,
         unlike=_unlike(run, layout),
+        isa=isa,
     )
+
+
+def _speed(isa: str, threads: int) -> str:
+    return f"{isa or 'unknown'}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _unlike(run: Run, layout: Layout) -> list[str]:
     facts = [("machine", run.machine, machine()), ("threads", run.threads, layout.threads)]
+    facts.append(("training processes", run.num_trainers, 1))
     facts += [(name, given, _installed(name)) for name, given in run.versions.items()]
     return [f"{name} {there}, here {here}" for name, there, here in facts if there != here]
 
