@@ -6,9 +6,10 @@ turns, and one that waits does nothing.
 
 from __future__ import annotations
 
-import importlib.util
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -42,34 +43,23 @@ class Spec(NamedTuple):
 
 
 class OpenbookSide:
-    """The runner that `openbook.load` chooses for the file; while that is the one on torch, in bfloat16."""
+    """Openbook in the exact profile."""
 
     def __init__(self, spec: Spec) -> None:
-        # The one place that knows whether the native runner is there.
-        self.runner: Any
-        if importlib.util.find_spec("openbook.engine.load"):
-            from openbook.checkpoint.model_source import open_model
-            from openbook.engine.load import choose_runner
-            from openbook.ops import _native
+        from openbook.checkpoint.model_source import open_model
+        from openbook.engine.load import choose_runner
+        from openbook.ops import _native
 
-            _native.set_num_threads(spec.threads)
-            self.runner = choose_runner(open_model(spec.path), "cpu", "float32")
-        else:
-            import torch
-
-            from openbook.engine.torch_runner import load_runner
-
-            torch.set_num_threads(spec.threads)
-            self.runner = load_runner(spec.path, "cpu", "bfloat16")
+        _native.set_num_threads(spec.threads)
+        self._runner = choose_runner(open_model(spec.path), "cpu", None, "exact")
 
     def start(self, num_sequences: int, num_tokens: int) -> None:
         """See `Side.start`."""
-        self._batch = self.runner.start(num_sequences, num_tokens)
+        self._batch = self._runner.start(num_sequences, num_tokens)
 
     def forward(self, token_ids: TokenIds) -> Logits:
         """See `Side.forward`."""
-        logits: Logits = self._batch.forward(token_ids, np.full(len(token_ids), token_ids.shape[1]))
-        return logits
+        return self._batch.forward(token_ids, np.full(len(token_ids), token_ids.shape[1]))
 
 
 class LlamaCppSide:
@@ -141,19 +131,22 @@ def open_side(spec: Spec) -> Side:
         from openvino_side import OpenVinoSide
 
         return OpenVinoSide(spec)
-    return {"Openbook": OpenbookSide, "llama.cpp": LlamaCppSide}[spec.system](spec)
+    return OpenbookSide(spec) if spec.system == "Openbook" else LlamaCppSide(spec)
 
 
 class Worker:
     """A side in a process of its own."""
 
     def __init__(self, spec: Spec) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        os.environ["OMP_NUM_THREADS"] = str(spec.threads)  # read by the process when it starts
-        self._process = context.Process(target=_serve, args=(spec, theirs), daemon=True)
-        self._process.start()
+        self._pipe, theirs = multiprocessing.Pipe()
+        # Not a process of multiprocessing: it would import the benchmark and all that this imports, such as torch.
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env={**os.environ, "OMP_NUM_THREADS": str(spec.threads)},
+        )
         theirs.close()
+        self._pipe.send(spec)
         self._answer()
 
     def __enter__(self) -> Worker:
@@ -162,25 +155,28 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pipe.close()
-        self._process.join(10)
-        self._process.kill()
+        self._pipe.close()  # which ends it
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
 
     def logits(self, token_ids: TokenIds, num_at_once: int) -> Logits:
         """Logits after the last token of each row, [B, V]: the tokens given `num_at_once`, then one by one."""
-        return self._ask("logits", token_ids, num_at_once)
+        logits: Logits = self._ask("logits", token_ids, num_at_once)
+        return logits
 
     def prefill_s(self, token_ids: TokenIds) -> float:
         """Seconds for one forward of int64 [B, T] on empty sequences."""
-        return self._ask("prefill_s", token_ids)
+        return float(self._ask("prefill_s", token_ids))
 
     def decode_s(self, token_ids: TokenIds, num_new: int) -> float:
         """Seconds for `num_new` further tokens of each sequence, the likeliest each time, behind int64 [B, T]."""
-        return self._ask("decode_s", token_ids, num_new)
+        return float(self._ask("decode_s", token_ids, num_new))
 
     def resident_bytes(self) -> int:
         """Memory of the process that lies in RAM now, mapped files included."""
-        return self._ask("resident_bytes")
+        return int(self._ask("resident_bytes"))
 
     def _ask(self, *request: Any) -> Any:
         self._pipe.send(request)
@@ -193,8 +189,8 @@ class Worker:
             raise SystemExit("a side's process ended; its message is above") from None
 
 
-def _serve(spec: Spec, pipe: Connection) -> None:
-    timed = _Timed(open_side(spec))
+def _serve(pipe: Connection) -> None:
+    timed = _Timed(open_side(pipe.recv()))
     pipe.send(None)
     while True:
         try:
@@ -235,3 +231,7 @@ class _Timed:
     def resident_bytes(self) -> int:
         kilobytes = next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmRSS" in line)
         return int(kilobytes.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    _serve(Connection(int(sys.argv[1])))

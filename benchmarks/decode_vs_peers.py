@@ -53,7 +53,7 @@ class Work(NamedTuple):
         """Speed of a side, all sequences together."""
         prompts = np.random.default_rng(1).integers(0, NUM_IDS, (self.num_sequences, self.num_prompt))
         if self.num_new:
-            return prompts.shape[0] * self.num_new / side.decode_s(prompts, self.num_new)
+            return self.num_sequences * self.num_new / side.decode_s(prompts, self.num_new)
         return prompts.size / side.prefill_s(prompts)
 
     def limit(self, path: Path, limits: Limits) -> float:

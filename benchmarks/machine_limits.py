@@ -24,7 +24,7 @@ class Limits(NamedTuple):
     int8_operations_per_s: float
 
     def tokens_per_s(self, path: Path, num_tokens: int, num_logits: int) -> float:
-        """Most tokens a second in steps over `num_tokens` tokens with `num_logits` rows of logits; of a dense GGUF file.
+        """Most tokens/s in steps over `num_tokens` tokens with `num_logits` rows of logits; of a dense GGUF file.
 
         Every weight is read once a step and multiplied once with each token; attention counts nothing.
         """

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import openvino as ov
@@ -22,22 +22,17 @@ from torch import Tensor
 from openbook.checkpoint.model_source import open_model
 from openbook.models.config import DecoderConfig
 
+if TYPE_CHECKING:
+    from decode_sides import Spec
+
 GROUP = 32
 _EVERYWHERE = 2**31 - 1
-
-
-class _Spec(Protocol):
-    """See `decode_sides.Spec`."""
-
-    path: Path
-    threads: int
-    settings: dict[str, Any]
 
 
 class OpenVinoSide:
     """A compiled graph. Settings: `weights` (int8, int4 or float), and properties of the CPU plugin."""
 
-    def __init__(self, spec: _Spec) -> None:
+    def __init__(self, spec: Spec) -> None:
         properties = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": spec.threads,
@@ -112,7 +107,7 @@ class _Graph:
             scale = values.abs().amax(-1, keepdim=True) / 127
             codes = op.constant((values / scale).round().to(torch.int8).numpy())
             return op.convert(op.multiply(op.convert(codes, "f16"), op.constant(scale.half().numpy())), "f32")
-        groups = values.unflatten(-1, (-1, GROUP))
+        groups = values.view(len(values), -1, GROUP)
         # Q4_0's own codes: the largest of a group is -8 times its scale.
         scale = groups.gather(-1, groups.abs().argmax(-1, keepdim=True)) / -8
         whole = (groups / scale.where(scale != 0, 1)).round().clamp(-8, 7).to(torch.int8)

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from performance_page import machine, write_section
@@ -45,9 +46,9 @@ Step = Callable[[Batch], float]
 
 def shapes(corpus: Corpus) -> dict[str, DecoderConfig]:
     """The models by name."""
-    common = {"vocab_size": corpus.vocab_size, "head_dim": 32, "max_position_embeddings": 512}
-    nano = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4}
-    larger = {"hidden_size": 320, "intermediate_size": 960, "num_hidden_layers": 8}
+    common: dict[str, Any] = {"vocab_size": corpus.vocab_size, "head_dim": 32, "max_position_embeddings": 512}
+    nano: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4}
+    larger: dict[str, Any] = {"hidden_size": 320, "intermediate_size": 960, "num_hidden_layers": 8}
     return {
         "nano": DecoderConfig(**common, **nano, num_attention_heads=4, num_key_value_heads=2),
         "10M": DecoderConfig(**common, **larger, num_attention_heads=10, num_key_value_heads=5),
