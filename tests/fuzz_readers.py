@@ -28,7 +28,11 @@ from openbook.checkpoint.folder import load_config, load_model
 from openbook.checkpoint.gguf_io import FORMATS, BlockFormat, TensorPlan, write_gguf
 from openbook.checkpoint.gguf_map import load_gguf
 from openbook.checkpoint.gguf_names import TABLES
-from openbook.checkpoint.safetensors_io import load_tensors
+from openbook.checkpoint.key_convert import PLAIN_DTYPES
+from openbook.checkpoint.model_source import open_model
+from openbook.checkpoint.raw_matrix import RawMatrix
+from openbook.checkpoint.raw_weights import RAW_FAMILIES, RawWeights
+from openbook.checkpoint.safetensors_io import RawFiles, load_tensors
 from openbook.core.errors import UserError
 from openbook.models.published import PUBLISHED
 from openbook.models.registry import config_from_hf
@@ -160,14 +164,20 @@ def damaged(rng: random.Random, data: bytes) -> bytes:
 def try_gguf(rng: random.Random, folder: Path) -> None:
     path = folder / "case.gguf"
     path.write_bytes(damaged(rng, gguf_bytes(rng, folder)))
-    values, tensors = load_gguf(path, rng.choice((None, torch.bfloat16)))
+    values, tensors = load_gguf(path, torch.bfloat16 if rng.random() < 0.5 else torch.float32)
     reached["gguf tensors"] += len(tensors)
+    raw = open_model(path).raw_matrices() if values["model_type"] in RAW_FAMILIES else {}
     for name in tensors:
         # Every tensor, whatever becomes of the others.
         try:
-            tensors[name]
+            tensor = tensors[name]
         except UserError as error:
             require_one_line(error)
+            if raw:
+                require_refused(lambda name=name: raw[name])
+            continue
+        if raw:
+            require_same(raw[name], tensor)
     config_from_hf(values, str(path))
 
 
@@ -179,8 +189,20 @@ def try_safetensors(rng: random.Random, folder: Path) -> None:
         data = struct.pack("<Q", len(header)) + header + data[8 + size :]
     else:
         data = damaged(rng, data)
-    (folder / "model.safetensors").write_bytes(data)
-    load_tensors(folder / "model.safetensors")
+    path = folder / "model.safetensors"
+    path.write_bytes(data)
+    try:
+        tensors = load_tensors(path)
+    except UserError:
+        require_refused(lambda: RawFiles([path], "the model"))
+        raise
+    raw = RawFiles([path], "the model")
+    assert set(raw) == set(tensors)
+    for name, tensor in tensors.items():
+        if tensor.dtype in PLAIN_DTYPES:
+            require_same(raw[name], tensor)
+        else:
+            require_refused(lambda name=name: raw[name])
 
 
 def try_config(rng: random.Random, folder: Path) -> None:
@@ -201,7 +223,7 @@ def try_config(rng: random.Random, folder: Path) -> None:
     config = load_config(folder)
     if config.num_hidden_layers <= 8 and config.vocab_size <= 64:
         (folder / "model.safetensors").write_bytes(safetensors.torch.save(llama_tensors()))
-        load_model(folder, TorchOps())
+        load_both(folder)
 
 
 def try_index(rng: random.Random, folder: Path) -> None:
@@ -213,7 +235,41 @@ def try_index(rng: random.Random, folder: Path) -> None:
         index = changed(rng, index)
     text = json.dumps(index).encode()
     (folder / "model.safetensors.index.json").write_bytes(damaged(rng, text) if rng.random() < 0.3 else text)
-    load_model(folder, TorchOps())
+    load_both(folder)
+
+
+def load_both(folder: Path) -> None:
+    """Load a model with torch and, of a dense family, as stored: both are the same, or both refused."""
+    source = open_model(folder)
+    is_dense = source.config.model_type in RAW_FAMILIES
+    try:
+        model = load_model(source, TorchOps())
+    except UserError:
+        if is_dense:
+            require_refused(lambda: [RawWeights(source)[name] for name in RawWeights(source)])
+        raise
+    if is_dense:
+        weights = RawWeights(source)
+        for name, parameter in model.state_dict().items():
+            whole = np.concatenate([part.floats() for part in weights[name]])
+            np.testing.assert_array_equal(whole, parameter.numpy(), name)
+        reached["models loaded twice"] += 1
+
+
+def require_same(raw: RawMatrix, tensor: torch.Tensor) -> None:
+    with np.errstate(all="ignore"):
+        expected = tensor.float().numpy()
+        given = torch.from_numpy(raw.floats().copy()).to(tensor.dtype).float().numpy()
+    np.testing.assert_array_equal(given, expected)
+
+
+def require_refused(read: Callable[[], Any]) -> None:
+    try:
+        read()
+    except UserError as error:
+        require_one_line(error)
+        return
+    raise AssertionError("it was read as stored, and refused as tensors")
 
 
 def changed(rng: random.Random, value: Any) -> Any:
@@ -292,6 +348,7 @@ def main() -> int:
     for target, (refused, read) in counts.items():
         print(f"{target}: {refused:,} refused in one line, {read:,} read")
     print(f"gguf: {reached['gguf tensors']:,} tensors expanded or refused")
+    print(f"config, index: {reached['models loaded twice']:,} models loaded, and the same as stored")
     print(f"{failures} failures in {time.process_time() / 60:.1f} CPU minutes")
     return 1 if failures else 0
 

@@ -319,6 +319,15 @@ def test_a_header_of_odd_length(changed: Any) -> None:
         ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}, "its header is damaged"),
         ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4]}}, "its header is damaged"),
         ({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}, "it ends before its tensors do"),
+        ({"a": {"dtype": "F16", "shape": [1], "data_offsets": [0, 2]}}, "it goes on behind its tensors"),
+        (
+            {name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name in "ab"},
+            "its tensors overlap or have gaps between them",
+        ),
+        (
+            {"a": {"dtype": "F16", "shape": [1], "data_offsets": [2, 4]}},
+            "its tensors overlap or have gaps between them",
+        ),
     ],
 )
 def test_damaged_headers(changed: Any, header: dict[str, Any], reason: str) -> None:

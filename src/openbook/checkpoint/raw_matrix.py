@@ -37,13 +37,13 @@ class RawMatrix:
 
         Args:
             type_name: F32, F16, BF16 or F64 (safetensors and GGUF have the same names), or a block format of GGUF.
-                Those that `storage` has no name for are expanded to float32.
+                Those that `storage` has no name for are expanded to float32, and so are vectors in blocks.
         """
         if type_name in _PLAIN:
             storage, code = _PLAIN[type_name]
             # Old safetensors files have headers of any length.
             return cls(storage, shape, np.require(raw.view(code).reshape(shape), requirements="A"))
-        if type_name in _BLOCKS:
+        if type_name in _BLOCKS and len(shape) > 1:
             size = FORMATS[type_name].num_bytes(shape[-1:])
             return cls(_BLOCKS[type_name], shape, raw.reshape(*shape[:-1], size))
         if type_name == "F64":
@@ -52,8 +52,9 @@ class RawMatrix:
 
     @property
     def mT(self) -> RawMatrix:  # noqa: N802 (its name in numpy and torch)
-        """The transpose, without touching the data."""
-        return replace(self, shape=self.shape[::-1], is_transposed=not self.is_transposed)
+        """The transpose, without touching the data; ValueError for a vector."""
+        *outer, rows, columns = self.shape
+        return replace(self, shape=(*outer, columns, rows), is_transposed=not self.is_transposed)
 
     def __getitem__(self, rows: NDArray[np.int64]) -> RawMatrix:
         """A copy with the given rows, int64 [R], whatever they are stored in."""
@@ -62,14 +63,14 @@ class RawMatrix:
 
     def floats(self) -> Floats:
         """The weights as float32 in `shape`, each exactly what is stored."""
-        stored = self.shape[::-1] if self.is_transposed else self.shape
         if self.storage == "bf16":
             weights = (self.data.astype(np.uint32) << 16).view(np.float32)
         elif self.data.dtype == np.uint8:
-            weights = expand(self.data.reshape(-1), FORMATS[self.storage.upper()]).reshape(stored)
+            weights = expand(self.data.reshape(-1), FORMATS[self.storage.upper()])
+            weights = weights.reshape(*self.data.shape[:-1], -1)
         else:
             weights = self.data.astype(np.float32, copy=False)
-        return weights.T if self.is_transposed else weights
+        return weights.mT if self.is_transposed else weights
 
     def in_order(self) -> RawMatrix:
         """The same with `data` in C order and not transposed; blocks, which cannot be turned, become float32."""
@@ -77,7 +78,7 @@ class RawMatrix:
             return self
         if self.data.dtype == np.uint8:
             return RawMatrix("f32", self.shape, np.ascontiguousarray(self.floats()))
-        return RawMatrix(self.storage, self.shape, np.ascontiguousarray(self.data.T))
+        return RawMatrix(self.storage, self.shape, np.ascontiguousarray(self.data.mT))
 
     def equals(self, other: RawMatrix) -> bool:
         """Whether the weights are the same, in whatever they are stored."""

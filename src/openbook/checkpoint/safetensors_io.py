@@ -77,8 +77,13 @@ def read_header(path: Path) -> dict[str, StoredArray]:
             arrays[name] = array
     except (msgspec.DecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, "its header is damaged") from error
-    if any(array.start + array.num_bytes > file_size for array in arrays.values()):
-        raise _damaged(path, "it ends before its tensors do")
+    end = 8 + size
+    for array in sorted(arrays.values(), key=lambda array: (array.start, array.num_bytes)):
+        if array.start != end:
+            raise _damaged(path, "its tensors overlap or have gaps between them")
+        end += array.num_bytes
+    if end != file_size:
+        raise _damaged(path, "it ends before its tensors do" if end > file_size else "it goes on behind its tensors")
     return arrays
 
 
