@@ -19,9 +19,9 @@
 namespace openbook {
 namespace {
 
-// A worker looks for work this many times before it sleeps: some 50 microseconds, longer than the gap between two
+// A worker looks for work this many times before it sleeps: some 100 microseconds, longer than the gap between two
 // kernels of a model, far shorter than what a person notices.
-constexpr int kSpins = 2000;
+constexpr int kSpins = 8000;
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -33,6 +33,8 @@ inline void relax() {
 
 thread_local bool is_inside_task = false;
 
+// One job at a time. Its tasks are given out one by one, and the caller waits for tasks, not for workers: on a busy
+// machine a worker may come long after the others have done everything.
 class Pool {
  public:
   explicit Pool(int num_threads) {
@@ -49,15 +51,24 @@ class Pool {
   int num_threads() const { return static_cast<int>(workers_.size()) + 1; }
 
   void run(std::int64_t num_tasks, detail::TaskFunction function, void* context) {
-    function_ = function;
-    context_ = context;
-    num_tasks_ = num_tasks;
-    next_.store(0, std::memory_order_relaxed);
-    num_busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-    generation_.fetch_add(1, std::memory_order_release);
+    while (num_tasks > kMostTasks) {  // the last ones first, so that what is left is a job like any other
+      Rest rest{function, context, num_tasks - kMostTasks};
+      run(kMostTasks, &Rest::call, &rest);
+      num_tasks -= kMostTasks;
+    }
+    const std::uint32_t generation = generation_.load(std::memory_order_relaxed) + 1;
+    // Closed before the job changes: who still holds a ticket of the last job can claim nothing with it.
+    ticket_.store(pack(generation, kMostTasks), std::memory_order_relaxed);
+    std::atomic_thread_fence(std::memory_order_release);
+    function_.store(function, std::memory_order_relaxed);
+    context_.store(context, std::memory_order_relaxed);
+    num_tasks_.store(num_tasks, std::memory_order_relaxed);
+    num_done_.store(0, std::memory_order_relaxed);
+    ticket_.store(pack(generation, 0), std::memory_order_release);
+    generation_.store(generation, std::memory_order_release);
     generation_.notify_all();
-    drain();
-    for (int spins = 0; num_busy_.load(std::memory_order_acquire) != 0; ++spins) {
+    drain(generation);
+    for (int spins = 0; num_done_.load(std::memory_order_acquire) != num_tasks; ++spins) {
       if (spins < kSpins) {
         relax();
       } else {
@@ -67,12 +78,40 @@ class Pool {
   }
 
  private:
-  void drain() {
+  static constexpr std::int64_t kMostTasks = 0xffffffff;
+
+  struct Rest {
+    detail::TaskFunction function;
+    void* context;
+    std::int64_t first;
+
+    static void call(void* context, std::int64_t task) {
+      const Rest& rest = *static_cast<const Rest*>(context);
+      rest.function(rest.context, rest.first + task);
+    }
+  };
+
+  // A ticket is the job's generation and its next task.
+  static std::uint64_t pack(std::uint32_t generation, std::int64_t task) {
+    return std::uint64_t{generation} << 32 | static_cast<std::uint64_t>(task);
+  }
+
+  void drain(std::uint32_t generation) {
     is_inside_task = true;
+    std::uint64_t ticket = ticket_.load(std::memory_order_acquire);
     for (;;) {
-      const std::int64_t task = next_.fetch_add(1, std::memory_order_relaxed);
-      if (task >= num_tasks_) break;
-      function_(context_, task);
+      const auto task = static_cast<std::int64_t>(ticket & 0xffffffff);
+      const detail::TaskFunction function = function_.load(std::memory_order_relaxed);
+      void* const context = context_.load(std::memory_order_relaxed);
+      if (static_cast<std::uint32_t>(ticket >> 32) != generation || task >= num_tasks_.load(std::memory_order_relaxed)) {
+        break;
+      }
+      // That nobody has touched the ticket says that what was read before belongs to its job.
+      if (ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
+        function(context, task);
+        num_done_.fetch_add(1, std::memory_order_release);
+        ticket = ticket_.load(std::memory_order_acquire);
+      }
     }
     is_inside_task = false;
   }
@@ -85,18 +124,17 @@ class Pool {
       generation_.wait(seen, std::memory_order_acquire);
       seen = generation_.load(std::memory_order_acquire);
       if (is_closing_.load(std::memory_order_relaxed)) return;
-      drain();
-      num_busy_.fetch_sub(1, std::memory_order_release);
+      drain(seen);
     }
   }
 
   std::vector<std::thread> workers_;
-  detail::TaskFunction function_ = nullptr;
-  void* context_ = nullptr;
-  std::int64_t num_tasks_ = 0;
+  std::atomic<detail::TaskFunction> function_{nullptr};
+  std::atomic<void*> context_{nullptr};
+  std::atomic<std::int64_t> num_tasks_{0};
   std::atomic<bool> is_closing_{false};
-  alignas(64) std::atomic<std::int64_t> next_{0};
-  alignas(64) std::atomic<int> num_busy_{0};
+  alignas(64) std::atomic<std::uint64_t> ticket_{pack(0, kMostTasks)};
+  alignas(64) std::atomic<std::int64_t> num_done_{0};
   alignas(64) std::atomic<std::uint32_t> generation_{0};
 };
 
