@@ -12,7 +12,7 @@
 //   Scales are taken as they come: infinite or NaN ones give infinities and NaN by the rules of IEEE 754.
 //
 // The layout, `kQuantLayout`: panels of 32 rows, the last one filled up with zero rows; in a panel one stretch after
-// the other for each block: 32 scales, for Q4_1 32 minima, then the codes. Codes of 4 neighbours in k are 4 neighbouring
+// the other for each block: 32 scales, for Q4_1 32 minima, then the codes. Codes of 4 neighbours in k are 4 adjacent
 // bytes, those of 16 rows one vector of 64 bytes. Q8_0: vectors j = 0..7 (k from 4 j), each for rows 0-15, then for
 // rows 16-31, codes stored as q + 128. Q4_0 and Q4_1: vectors j = 0..3 likewise, low halves k from 4 j, high ones from
 // 4 j + 16. So every byte is read once, in order, and every vector lies on a line of the cache.
