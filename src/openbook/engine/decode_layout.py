@@ -17,6 +17,8 @@ def lay_out_for_decoding(model: CausalModel) -> None:
 
     A matrix that is read in another way (an embedding, which may be the output matrix too) stays, and gets a copy.
     """
+    if model.ops.is_exact:  # its products have one order and a layout of their own
+        return
     for module in model.modules():
         if isinstance(module, Linear) and module.is_only_multiplied and can_be_blocked(module.weight):
             module.weight = nn.Parameter(to_blocked(module.weight), requires_grad=False)

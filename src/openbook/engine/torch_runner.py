@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from openbook.checkpoint.folder import load_model
 from openbook.checkpoint.memory import require_memory
 from openbook.checkpoint.model_source import ModelSource, open_model
+from openbook.checkpoint.raw_weights import RAW_FAMILIES
+from openbook.checkpoint.stored_model import load_stored_model
 from openbook.core.errors import UserError, unknown_name
 from openbook.engine.choices import Profile
 from openbook.engine.decode_layout import lay_out_for_decoding
@@ -51,12 +53,16 @@ def load_runner(source: Path | ModelSource, device: str, dtype: str) -> TorchRun
 def load_exact_runner(source: ModelSource) -> TorchRunner:
     """Load a model whose arithmetic goes through the exact Ops, on the CPU in float32.
 
+    What the native core multiplies as it is stored (a dense decoder's Q8_0, Q4_0 and Q4_1) is that here too.
+
     Raises:
         UserError: a file is missing or damaged, there is too little memory, or no native core.
     """
     ops = ExactOps()
     require_memory(source.path, source.config)
     with _one_thread():
+        if source.config.model_type in RAW_FAMILIES:
+            return TorchRunner(load_stored_model(source, ops))
         return TorchRunner(load_model(source, ops, torch.device("cpu"), torch.float32))
 
 

@@ -20,6 +20,8 @@ except UserError:  # `ExactOps` says it to whoever makes one
     pass
 else:
     from openbook.ops import exact_attention, exact_elementwise, exact_linear, exact_moe
+    from openbook.ops.exact_quant import QuantMatrix
+    from openbook.ops.exact_quant_linear import exact_quant_embedding, exact_quant_linear
 
 # Tables are kept up to this position; those beyond are computed each time.
 _MOST_KEPT = 1 << 16
@@ -40,12 +42,16 @@ class ExactOps:
         # Frequencies to cos and sin of positions 0, 1, 2, ...
         self._tables: dict[tuple[float, ...], tuple[Tensor, Tensor]] = {}
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """See `Ops.linear`."""
+    def linear(self, x: Tensor, weight: Tensor | QuantMatrix, bias: Tensor | None = None) -> Tensor:
+        """See `Ops.linear`; the weight may be quantised, without gradients then."""
+        if isinstance(weight, QuantMatrix):
+            return exact_quant_linear(x, weight, bias)
         return exact_linear.exact_linear(x, weight, bias)
 
-    def embedding(self, ids: Tensor, weight: Tensor) -> Tensor:
-        """See `Ops.embedding`."""
+    def embedding(self, ids: Tensor, weight: Tensor | QuantMatrix) -> Tensor:
+        """See `Ops.embedding`; the weight may be quantised."""
+        if isinstance(weight, QuantMatrix):
+            return exact_quant_embedding(ids, weight)
         return exact_linear.exact_embedding(ids, weight)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -155,6 +161,8 @@ class ExactOps:
         """See `Ops.softmax_cross_entropy`."""
         return exact_elementwise.exact_softmax_cross_entropy(logits, targets)
 
-    def linear_cross_entropy(self, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        """See `Ops.linear_cross_entropy`; holds the logits of a few rows at a time."""
+    def linear_cross_entropy(self, x: Tensor, weight: Tensor | QuantMatrix, targets: Tensor) -> Tensor:
+        """See `Ops.linear_cross_entropy`; holds the logits of a few rows at a time. The weight may be quantised."""
+        if isinstance(weight, QuantMatrix):
+            return self.softmax_cross_entropy(exact_quant_linear(x, weight), targets)
         return exact_elementwise.exact_linear_cross_entropy(x, weight, targets)
