@@ -53,12 +53,14 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def test_the_native_runner_agrees_to_the_bit(path: Path) -> None:
     runners = load_native(open_model(path)), load_exact_runner(open_model(path))
-    np.testing.assert_array_equal(*(runner.logits(IDS) for runner in runners))
+    found = [runner.logits(IDS).tobytes() for runner in runners]
     batches = [runner.start(2, 64) for runner in runners]
-    np.testing.assert_array_equal(*(batch.forward(IDS, np.array([40, 7])) for batch in batches))
+    found += [batch.forward(IDS, np.array([40, 7])).tobytes() for batch in batches]
     for step in range(3):
         ids, counts = IDS[:, step : step + 1], np.ones(2, np.int64)
-        np.testing.assert_array_equal(*(batch.forward(ids, counts) for batch in batches))
+        found += [batch.forward(ids, counts).tobytes() for batch in batches]
+    assert found[::2] == found[1::2]
+    assert len(set(found)) == 5
 
 
 def test_every_instruction_set_and_thread_count(path: Path) -> None:
@@ -106,7 +108,7 @@ def test_loss_and_messages(path: Path) -> None:
         logits = model(ids, context).flatten(0, 1)
         expected = torch.nn.functional.cross_entropy(logits.double(), targets.flatten(), reduction="sum")
         torch.testing.assert_close(model.loss(ids, targets, context).double(), expected, rtol=1e-5, atol=0)
-    weight = model.output_weight
+    weight: object = model.output_weight
     assert isinstance(weight, QuantMatrix)
     ops = ExactOps()
     with pytest.raises(UserError, match=r"a gradient was asked for through a matrix in Q8_0, which is for inference"):
