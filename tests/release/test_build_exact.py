@@ -78,11 +78,16 @@ def _processes(recipe: Path, out: Path, count: int, *options: str) -> list[subpr
         )
         for rank in range(count)
     ]
-    done = []
-    for process in started:
-        out_text, error_text = process.communicate(timeout=100)
-        done.append(subprocess.CompletedProcess(command, process.returncode, out_text, error_text))
-    return done
+    try:
+        # Minutes only where the machine is busy with other things; processes that wait for each other never end.
+        outputs = [process.communicate(timeout=500) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [
+        subprocess.CompletedProcess(command, process.returncode, *output)
+        for process, output in zip(started, outputs, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("count", [2, 4])
