@@ -1,6 +1,7 @@
 // Runs the kernels over fixed inputs without Python and prints a digest of what each computed: one line for each
 // instruction set of this CPU, thread count and group of kernels. Lines of one group must all show one digest, here and on
 // any other CPU: tests/ops/test_native_arm64.py compares those of x86-64 with those of arm64 under an emulator.
+#include <array>
 #include <cinttypes>
 #include <cmath>
 #include <cstdio>
@@ -12,6 +13,7 @@
 #include "gemm.h"
 #include "norm_kernels.h"
 #include "optim_kernels.h"
+#include "quant.h"
 #include "rope_kernels.h"
 #include "row_kernels.h"
 #include "softmax_kernels.h"
@@ -230,12 +232,42 @@ Digest products() {
   return digest;
 }
 
+Digest quantised_products() {
+  Digest digest;
+  Random random(7);
+  for (const QuantKind kind : {QuantKind::q8_0, QuantKind::q4_0, QuantKind::q4_1}) {
+    const std::int64_t bytes = raw_block_bytes(kind);
+    for (const auto& [m, n, k] : {std::array<std::int64_t, 3>{1, 33, 96}, {3, 16, 32}, {7, 95, 64}, {13, 64, 256}}) {
+      std::vector<std::uint8_t> raw(static_cast<std::size_t>(n * k / kQuantBlock * bytes));
+      for (auto& byte : raw) byte = static_cast<std::uint8_t>(random.word());
+      for (std::size_t block = 0; block < raw.size(); block += static_cast<std::size_t>(bytes)) {
+        raw[block + 1] &= 0xbf;  // scales and minima are finite
+        raw[block + 3] = kind == QuantKind::q4_1 ? raw[block + 3] & 0xbf : 0x80;
+      }
+      QuantWeight weight(kind, n, k);
+      weight.set_rows(0, n, raw.data());
+      Floats x = random.numbers(m * k), out = room(m * n), row = room(k);
+      const Floats bias = random.numbers(n);
+      x[0] = 0x1p-149f;
+      if (m > 5) x[static_cast<std::size_t>(2 * k)] = std::numeric_limits<float>::infinity();
+      QuantizedRows rows;
+      rows.quantize(x.data(), k, m, k);
+      quant_linear(weight.view(), rows, bias.data(), out.data(), n);
+      digest.add(out);
+      dequantize_row(weight.view(), n - 1, row.data());
+      digest.add(row);
+    }
+  }
+  return digest;
+}
+
 struct Group {
   const char* name;
   Digest (*run)();
 };
 constexpr Group kGroups[] = {{"activations", activations}, {"norms", norms},     {"ropes", ropes},
-                             {"losses", losses},           {"updates", updates}, {"products", products}};
+                             {"losses", losses},           {"updates", updates}, {"products", products},
+                             {"quantised_products", quantised_products}};
 
 }  // namespace
 }  // namespace openbook
