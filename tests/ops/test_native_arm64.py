@@ -1,4 +1,4 @@
-"""The kernels give the same bits on arm64 as on x86-64: the same program compiled for both, arm64's under an emulator."""
+"""The kernels give the same bits on arm64 as on x86-64: one program compiled for both, arm64's under an emulator."""
 
 from __future__ import annotations
 

@@ -18,9 +18,9 @@ from openbook.cli.options import (
     dtype_option,
     effort_option,
     json_option,
-    profile_option,
     model_argument,
     print_json,
+    profile_option,
     seed_option,
 )
 from openbook.cli.stream_view import StreamView

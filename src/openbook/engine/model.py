@@ -104,8 +104,8 @@ class Model:
             profile: "exact" (the same bits on every CPU, in any batch) or "fast"; None is exact for dense decoders on a
                 CPU with no dtype asked for, else fast.
             device: "cpu", "cuda" or "cuda:N".
-            dtype: "float32" (if None) or "bfloat16", of weights and activations in the profile fast. The exact one takes
-                weights as they are stored. Logits are float32 always.
+            dtype: "float32" (if None) or "bfloat16", of weights and activations in the profile fast. The exact one
+                takes weights as they are stored. Logits are float32 always.
 
         Raises:
             UserError: there is no such model, device, dtype or profile, two of them exclude each other, or a file of

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -45,12 +46,11 @@ class PackedWeightArray {
       weight_.data = weight.data();
       return;
     }
-    owned_ = allocate_pages(packed);
-    weight_.data = owned_;
+    owned_ = allocate_matrix(static_cast<std::int64_t>(packed));
+    weight_.data = owned_.get();
     const nb::gil_scoped_release release;
-    pack_weight(weight.data(), n, k, weight_.element, owned_);
+    pack_weight(weight.data(), n, k, weight_.element, owned_.get());
   }
-  ~PackedWeightArray() { free_pages(owned_); }
   PackedWeightArray(const PackedWeightArray&) = delete;
   PackedWeightArray& operator=(const PackedWeightArray&) = delete;
 
@@ -59,7 +59,7 @@ class PackedWeightArray {
 
  private:
   PackedWeight weight_;
-  void* owned_ = nullptr;
+  std::shared_ptr<void> owned_;
   std::optional<ConstBytes> source_;
 };
 

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <mutex>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -15,28 +14,6 @@
 
 namespace openbook {
 namespace {
-
-constexpr std::int64_t kChunkBytes = std::int64_t{16} << 20;
-
-// Memory for one matrix, 64-byte aligned. Matrices share chunks on huge pages, as most are smaller than such a page: on
-// small ones, at whose end the processor stops to fetch ahead, reading is half as fast. A chunk goes with its last one.
-std::shared_ptr<void> allocate_matrix(std::int64_t bytes) {
-  static std::mutex mutex;
-  static std::weak_ptr<void> latest;
-  static std::int64_t used = 0;
-  const std::lock_guard lock(mutex);
-  std::shared_ptr<void> chunk = latest.lock();
-  if (!chunk || used + bytes > kChunkBytes) {
-    const bool is_shared = bytes < kChunkBytes / 2;
-    chunk.reset(allocate_pages(static_cast<std::size_t>(is_shared ? kChunkBytes : bytes)), free_pages);
-    if (!is_shared) return chunk;
-    latest = chunk;
-    used = 0;
-  }
-  char* data = static_cast<char*>(chunk.get()) + used;
-  used += (bytes + 63) / 64 * 64;
-  return std::shared_ptr<void>(chunk, data);
-}
 
 QuantView checked_view(QuantKind kind, std::int64_t num_rows, std::int64_t num_columns) {
   if (num_rows < 1 || num_columns < 1 || num_columns % kQuantBlock != 0) {

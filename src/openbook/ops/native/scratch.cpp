@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <mutex>
 #include <new>
 
 #if defined(__linux__)
@@ -12,6 +13,8 @@ namespace openbook {
 namespace {
 
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
+// What matrices share.
+constexpr std::int64_t kChunkBytes = std::int64_t{16} << 20;
 
 struct Block {
   void* memory = nullptr;
@@ -34,6 +37,24 @@ void* allocate_pages(std::size_t bytes) {
 }
 
 void free_pages(void* memory) { std::free(memory); }
+
+std::shared_ptr<void> allocate_matrix(std::int64_t bytes) {
+  static std::mutex mutex;
+  static std::weak_ptr<void> latest;
+  static std::int64_t used = 0;
+  const std::lock_guard lock(mutex);
+  std::shared_ptr<void> chunk = latest.lock();
+  if (!chunk || used + bytes > kChunkBytes) {
+    const bool is_shared = bytes < kChunkBytes / 2;
+    chunk.reset(allocate_pages(static_cast<std::size_t>(is_shared ? kChunkBytes : bytes)), free_pages);
+    if (!is_shared) return chunk;
+    latest = chunk;
+    used = 0;
+  }
+  char* data = static_cast<char*>(chunk.get()) + used;
+  used += (bytes + 63) / 64 * 64;
+  return std::shared_ptr<void>(chunk, data);
+}
 
 void* scratch(Scratch use, std::size_t bytes) {
   thread_local Block blocks[kNumScratches];

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <memory>
 
 namespace openbook {
 
@@ -16,5 +18,9 @@ void* scratch(Scratch use, std::size_t bytes);
 // Memory in huge pages where the system has them; release with `free_pages`. Throws std::bad_alloc.
 void* allocate_pages(std::size_t bytes);
 void free_pages(void* memory);
+
+// Memory for one matrix, 64-byte aligned. Matrices share chunks on huge pages, as most are smaller than such a page: on
+// small ones, at whose end the processor stops to fetch ahead, reading is half as fast. A chunk goes with its last one.
+std::shared_ptr<void> allocate_matrix(std::int64_t bytes);
 
 }  // namespace openbook
