@@ -306,7 +306,9 @@ def test_weights_that_are_all_scalars(refuses: Refuses, folder: Path) -> None:
 
     path = folder / "model.safetensors"
     save_file({name: torch.zeros(()) for name in load_file(path)}, path)
-    assert "has shape [], config.json says [" in refuses("run", folder, "Hi")
+    messages = {"fast": "has shape [], config.json says [", "exact": "have shapes [], which do not fit"}
+    for profile, expected in messages.items():
+        assert expected in refuses("run", folder, "Hi", "--profile", profile)
 
 
 @pytest.mark.parametrize(

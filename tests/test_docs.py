@@ -45,8 +45,8 @@ def test_commands_in_code_exist(page: Path) -> None:
     """Inline code and code blocks may name only targets of the Makefile and commands that there are."""
     text = page.read_text()
     code = "\n".join(re.findall(r"^```.*?^```|`[^`\n]+`", text, flags=re.MULTILINE | re.DOTALL))
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    assert set(re.findall(r"\bmake ([a-z-]+)", code)) <= targets
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z0-9-]+)", code)) <= targets
     assert set(re.findall(r"^(?:`|\$ )?openbook ([a-z]+)", code, flags=re.MULTILINE)) <= set(COMMANDS)
 
 

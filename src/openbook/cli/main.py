@@ -26,7 +26,7 @@ COMMANDS = {
     "eval": "Score a model on tasks and write every item beside the summary.",
     "convert": "Write a model in another form, or work out what one takes of memory.",
     "build": "Make a model from nothing: tokenizer, data, training, evaluation, release.",
-    "verify": "Check the files of a release against its manifest.",
+    "verify": "Check a release: its files, and if you ask for it, its training.",
 }
 
 EXIT_CHECK_FAILED = 1
