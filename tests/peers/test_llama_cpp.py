@@ -246,12 +246,30 @@ def test_smollm2_has_the_same_prompts(smol: Model, answers: list[tuple[list[int]
             assert theirs.tokenize(smol.tokenizer.decode(ids).encode(), add_bos=False, special=True) == ids
 
 
-@pytest.mark.parametrize(("smol", "type_name"), [("fast", "F32"), ("exact", None)], indirect=["smol"])
-def test_smollm2_answers_the_same(
-    type_name: str | None, answers: list[tuple[list[int], list[int]]], tmp_path: Path
-) -> None:
-    """Against the file's weights written by us in float32, and against the file as it is, in Q4_1."""
-    path = smollm2() if type_name is None else converted(smollm2(), tmp_path / "model.gguf", type_name)
-    with llama_cpp(path) as theirs:
+@pytest.mark.parametrize("smol", ["fast"], indirect=True)
+def test_smollm2_in_float32_answers_the_same(answers: list[tuple[list[int], list[int]]], tmp_path: Path) -> None:
+    """The file's weights, expanded and written by us."""
+    with llama_cpp(converted(smollm2(), tmp_path / "model.gguf", "F32")) as theirs:
         same = sum(peer_greedy(theirs, ids, len(answer)) == answer for ids, answer in answers)
     assert same >= 18
+
+
+def test_smollm2_in_four_bits_differs_at_near_ties_only(answers: list[tuple[list[int], list[int]]]) -> None:
+    """On Q4_1 llama.cpp rounds activations to 8 bits, and keys and values to 16: it then agrees with its own float32 in
+    10 of these 20 answers, and with our exact profile, which rounds the same activations, in 9.
+
+    So we compare where we part: what we choose is nearly what it would have chosen.
+    """
+    num_same, gaps = 0, []
+    with llama_cpp(smollm2()) as theirs:
+        for ids, answer in answers:
+            peer = peer_greedy(theirs, ids, len(answer))
+            if peer == answer:
+                num_same += 1
+                continue
+            place = next(index for index, (ours, other) in enumerate(zip(answer, peer, strict=True)) if ours != other)
+            last = peer_logits(theirs, ids + answer[:place])[-1]
+            gaps.append(float(last.max() - last[answer[place]]) / float(last.std()))
+    print(f"{num_same} of {len(answers)} answers are the same; gaps {gaps}")
+    assert num_same >= 8
+    assert max(gaps) < 0.25
