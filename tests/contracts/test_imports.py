@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from openbook.cli.main import COMMANDS
-from openbook.engine.native_runner import has_native
+from openbook.ops.native_module import has_native
 
 HEAVY = {"torch", "numpy", "reasoning_gym", "tokenizers", "safetensors", "transformers", "matplotlib", "jinja2", "rich"}
 

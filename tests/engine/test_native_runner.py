@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -194,6 +195,7 @@ def test_without_the_native_core_the_default_is_fast(tiny_folder: Path, monkeypa
         raise UserError("no native core")
 
     monkeypatch.setattr("openbook.engine.native_runner.require_native", missing)
+    monkeypatch.setattr("openbook.ops.native_module.has_native", lambda: False)
     assert choose_runner(open_model(tiny_folder), "cpu", None, None).profile == "fast"
     with pytest.raises(UserError, match="no native core"):
         choose_runner(open_model(tiny_folder), "cpu", None, "exact")
@@ -207,3 +209,11 @@ def test_wrong_indices_are_refused(tiny_folder: Path) -> None:
     batch.forward(tokens(1, 16), np.array([16]))
     with pytest.raises(IndexError, match="the position 16 is not from 0 to 15"):
         batch.forward(np.array([[1]]), np.array([1]))
+
+
+def test_an_unknown_instruction_set_is_refused(tiny_folder: Path) -> None:
+    code = f"import sys\nfrom openbook.cli.main import main\nsys.exit(main(['run', {str(tiny_folder)!r}, 'Hello']))"
+    environment = {**os.environ, "OPENBOOK_ISA": "sse"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 2
+    assert 'OPENBOOK_ISA is "sse", expected one that this CPU has: scalar' in done.stderr

@@ -35,15 +35,6 @@ BLOCK_TOKENS = 16
 STEP_TOKENS = 512
 
 
-def has_native() -> bool:
-    """Whether this installation and CPU have the native core."""
-    try:
-        require_native()
-    except UserError:
-        return False
-    return True
-
-
 def make_decoder(config: ModelConfig) -> Decoder:
     """A native decoder of that shape, whose weights are to be set.
 

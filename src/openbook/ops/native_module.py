@@ -27,3 +27,19 @@ def require_native() -> ModuleType:
     except (RuntimeError, ValueError) as error:
         raise UserError(str(error)) from error
     return _native
+
+
+def has_native() -> bool:
+    """Whether this installation and CPU have the native core.
+
+    Raises:
+        UserError: the environment variable OPENBOOK_ISA names none of this CPU's instruction sets.
+    """
+    try:
+        from openbook.ops import _native
+    except ImportError:
+        return False
+    if not _native.available_isas():
+        return False
+    require_native()
+    return True
