@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 
-native = pytest.importorskip("openbook.ops._native", reason="this installation has no native core")
+from openbook.ops import _native as native
 
 THREADS = (1, 2, 3, 8)
 # Zeros, subnormals, what overflows, infinities, NaN.

@@ -73,7 +73,6 @@ def small_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def exact_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in the exact profile."""
-    pytest.importorskip("openbook.ops._native", reason="this installation has no native core")
     return _build(tmp_path_factory.mktemp("exact"), SMALL.replace("[tokenizer]", 'profile = "exact"\n\n[tokenizer]', 1))
 
 

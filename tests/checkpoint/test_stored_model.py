@@ -8,23 +8,22 @@ import numpy as np
 import pytest
 import torch
 
-native = pytest.importorskip("openbook.ops._native", reason="this installation has no native core")
-
-from openbook.checkpoint.gguf_map import save_gguf  # noqa: E402
-from openbook.checkpoint.key_convert import to_hf  # noqa: E402
-from openbook.checkpoint.key_maps import KEY_MAPS  # noqa: E402
-from openbook.checkpoint.model_source import open_model  # noqa: E402
-from openbook.checkpoint.stored_model import load_stored_model  # noqa: E402
-from openbook.core.errors import UserError  # noqa: E402
-from openbook.engine.native_load import load_native  # noqa: E402
-from openbook.engine.torch_runner import load_exact_runner  # noqa: E402
-from openbook.models.base import init_weights  # noqa: E402
-from openbook.models.config import DecoderConfig  # noqa: E402
-from openbook.models.context import DenseContext  # noqa: E402
-from openbook.models.registry import build_model, config_to_hf  # noqa: E402
-from openbook.ops.exact_ops import ExactOps  # noqa: E402
-from openbook.ops.exact_quant import QuantMatrix  # noqa: E402
-from openbook.ops.torch_ops import TorchOps  # noqa: E402
+from openbook.checkpoint.gguf_map import save_gguf
+from openbook.checkpoint.key_convert import to_hf
+from openbook.checkpoint.key_maps import KEY_MAPS
+from openbook.checkpoint.model_source import open_model
+from openbook.checkpoint.stored_model import load_stored_model
+from openbook.core.errors import UserError
+from openbook.engine.native_load import load_native
+from openbook.engine.torch_runner import load_exact_runner
+from openbook.models.base import init_weights
+from openbook.models.config import DecoderConfig
+from openbook.models.context import DenseContext
+from openbook.models.registry import build_model, config_to_hf
+from openbook.ops import _native as native
+from openbook.ops.exact_ops import ExactOps
+from openbook.ops.exact_quant import QuantMatrix
+from openbook.ops.torch_ops import TorchOps
 
 CONFIG = DecoderConfig(
     model_type="llama",

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from openbook.core.errors import UserError
 from openbook.models.cache import NO_POSITION
+from openbook.ops import _native
 from openbook.ops.base import AttentionMask
+from openbook.ops.exact_attention import exact_attention, prepare_exact_mask
 from openbook.ops.torch_ops import visible_keys
-
-_native = pytest.importorskip("openbook.ops._native")
-from openbook.ops.exact_attention import exact_attention, prepare_exact_mask  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from openbook.ops import _native
 from openbook.ops.base import AttentionMask
-
-_native = pytest.importorskip("openbook.ops._native")
-from openbook.ops.exact_attention import exact_attention  # noqa: E402
+from openbook.ops.exact_attention import exact_attention
 
 Floats = NDArray[np.float32]
 

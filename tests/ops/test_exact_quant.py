@@ -9,10 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from openbook.core.errors import UserError
-
-native = pytest.importorskip("openbook.ops._native", reason="this installation has no native core")
-
-from openbook.ops.exact_quant import KIND_BYTES, LAYOUT, QuantMatrix, packed_bytes  # noqa: E402
+from openbook.ops import _native as native
+from openbook.ops.exact_quant import KIND_BYTES, LAYOUT, QuantMatrix, packed_bytes
 
 Floats = NDArray[np.float32]
 KINDS = list(KIND_BYTES)

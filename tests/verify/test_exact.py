@@ -10,11 +10,10 @@ import msgspec
 import pytest
 
 from forger import edit_json, forge
+from openbook.ops import _native as native
 from openbook.release.manifest import ENVIRONMENT_PATH
 from openbook.train.ledger import Entry
 from openbook.verify.verification import verify
-
-native = pytest.importorskip("openbook.ops._native", reason="this installation has no native core")
 
 
 @pytest.fixture
