@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from openbook.core.seeding import TRAIN_SEED_START
+from openbook.engine.choices import PROFILES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -16,7 +17,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 EFFORTS = ("low", "medium", "high")
 # Likewise, from openbook.engine.model.
 DTYPES = ("float32", "bfloat16")
-PROFILES = ("exact", "fast")
 
 
 def effort_option(default: str | None = "medium") -> Callable[[F], F]:

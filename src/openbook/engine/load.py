@@ -29,10 +29,10 @@ def choose_runner(source: ModelSource, device: str, dtype: Dtype | None, profile
             f"{given} was asked for together with the profile exact, which computes on a CPU in float32: leave it out, "
             "or use profile fast"
         )
-    from openbook.engine.native_runner import NATIVE_FAMILIES
+    from openbook.checkpoint.raw_weights import RAW_FAMILIES
     from openbook.ops.native_module import has_native
 
-    is_native = source.config.model_type in NATIVE_FAMILIES
+    is_native = source.config.model_type in RAW_FAMILIES
     if profile == "exact" and not is_native:
         from openbook.engine.torch_runner import load_exact_runner
 

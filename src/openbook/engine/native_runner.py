@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from openbook.checkpoint.raw_weights import RAW_FAMILIES
 from openbook.core.errors import UserError
 from openbook.engine.choices import Profile
 from openbook.models.config import DecoderConfig, ModelConfig
@@ -25,8 +26,6 @@ from openbook.tokenizer.images import ImagePatches
 if TYPE_CHECKING:
     from openbook.ops._native import Decoder
 
-# The families whose whole step the native core computes.
-NATIVE_FAMILIES = ("gpt2", "gpt3", "llama", "mistral", "qwen2", "qwen3")
 
 # Tokens of a page of the key-value cache, as in the native core.
 BLOCK_TOKENS = 16
@@ -42,9 +41,9 @@ def make_decoder(config: ModelConfig) -> Decoder:
         UserError: it is no dense decoder that the native core knows, or there is no native core.
     """
     native = require_native()
-    if config.model_type not in NATIVE_FAMILIES:
+    if config.model_type not in RAW_FAMILIES:
         raise UserError(
-            f"the native runner knows no family {config.model_type}: expected one of {', '.join(NATIVE_FAMILIES)}; "
+            f"the native runner knows no family {config.model_type}: expected one of {', '.join(sorted(RAW_FAMILIES))}; "
             "use profile fast"
         )
     is_gpt2 = isinstance(config, GPT2Config)
