@@ -42,9 +42,9 @@ def make_decoder(config: ModelConfig) -> Decoder:
     """
     native = require_native()
     if config.model_type not in RAW_FAMILIES:
+        known = ", ".join(sorted(RAW_FAMILIES))
         raise UserError(
-            f"the native runner knows no family {config.model_type}: expected one of {', '.join(sorted(RAW_FAMILIES))}; "
-            "use profile fast"
+            f"the native runner knows no family {config.model_type}: expected one of {known}; use profile fast"
         )
     is_gpt2 = isinstance(config, GPT2Config)
     layers = range(config.num_hidden_layers)
