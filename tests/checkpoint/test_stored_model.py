@@ -33,7 +33,7 @@ CONFIG = DecoderConfig(
     num_hidden_layers=2,
     num_attention_heads=4,
     num_key_value_heads=2,
-    head_dim=16,
+    head_dim=32,
     max_position_embeddings=128,
     initializer_range=0.3,
 )

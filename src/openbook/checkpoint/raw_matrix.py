@@ -15,6 +15,7 @@ Storage = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1"]
 
 _PLAIN: dict[str, tuple[Storage, str]] = {"F32": ("f32", "<f4"), "F16": ("f16", "<f2"), "BF16": ("bf16", "<u2")}
 _BLOCKS: dict[str, Storage] = {"Q8_0": "q8_0", "Q4_0": "q4_0", "Q4_1": "q4_1"}
+BLOCK_STORAGES = frozenset(_BLOCKS.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,3 +86,9 @@ class RawMatrix:
         if self.storage == other.storage and self.data.dtype == np.uint8 and self.shape == other.shape:
             return bool(np.array_equal(self.data, other.data))
         return bool(np.array_equal(self.floats(), other.floats()))
+
+
+def shared_storage(parts: tuple[RawMatrix, ...]) -> Storage:
+    """How one matrix of all parts is computed on: as they are stored, or as float32 where they are not alike."""
+    storages = {part.storage for part in parts}
+    return storages.pop() if len(storages) == 1 else "f32"

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from openbook.checkpoint.model_source import ModelSource
-from openbook.checkpoint.raw_matrix import RawMatrix
+from openbook.checkpoint.raw_matrix import BLOCK_STORAGES, RawMatrix, shared_storage
 from openbook.checkpoint.raw_weights import RawWeights
 from openbook.models.base import CausalModel
 from openbook.models.registry import build_model
 from openbook.ops.base import Ops
-from openbook.ops.exact_quant import KIND_BYTES, QuantMatrix
+from openbook.ops.exact_quant import QuantMatrix
 
 
 def load_stored_model(source: ModelSource, ops: Ops) -> CausalModel:
@@ -37,9 +37,8 @@ def load_stored_model(source: ModelSource, ops: Ops) -> CausalModel:
 
 
 def _weight(parts: tuple[RawMatrix, ...]) -> nn.Parameter | QuantMatrix:
-    kinds = {part.storage.upper() for part in parts}
-    kind = kinds.pop()
-    if not kinds and kind in KIND_BYTES:
-        return QuantMatrix.from_gguf([part.data for part in parts], kind, parts[0].shape[1])
+    storage = shared_storage(parts)
+    if storage in BLOCK_STORAGES:
+        return QuantMatrix.from_gguf([part.data for part in parts], storage.upper(), parts[0].shape[1])
     rows = np.concatenate([part.floats() for part in parts])
     return nn.Parameter(torch.from_numpy(rows), requires_grad=False)

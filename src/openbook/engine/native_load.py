@@ -8,7 +8,7 @@ import numpy as np
 
 from openbook.checkpoint.memory import require_memory
 from openbook.checkpoint.model_source import ModelSource
-from openbook.checkpoint.raw_matrix import RawMatrix
+from openbook.checkpoint.raw_matrix import BLOCK_STORAGES, RawMatrix, shared_storage
 from openbook.checkpoint.raw_weights import RawWeights
 from openbook.engine.native_runner import NativeRunner, make_decoder
 from openbook.ops.native_module import require_native
@@ -28,12 +28,13 @@ def load_native(source: ModelSource) -> NativeRunner:
     """
     decoder = make_decoder(source.config)
     require_memory(source.path, source.config, kept=KEPT_TYPES)
-    for name, parts in RawWeights(source).items():
+    weights = RawWeights(source)
+    for name, parts in weights.items():
         if len(parts[0].shape) == 1:
             decoder.set_vector(name, parts[0].data)
         else:
             decoder.set_matrix(name, pack_matrix(parts))
-    return NativeRunner(source.config, decoder)
+    return NativeRunner(source.config, decoder, "int8" if weights.has_rounded_cache else "float32")
 
 
 def pack_matrix(parts: tuple[RawMatrix, ...]) -> Any:
@@ -43,9 +44,8 @@ def pack_matrix(parts: tuple[RawMatrix, ...]) -> Any:
     """
     native = require_native()
     num_rows, num_columns = sum(part.shape[0] for part in parts), parts[0].shape[1]
-    storages = {part.storage for part in parts}
-    storage = storages.pop() if len(storages) == 1 else "f32"
-    if storage not in _FLOATS:
+    storage = shared_storage(parts)
+    if storage in BLOCK_STORAGES:
         quantised = native.QuantWeight(storage.upper(), num_rows, num_columns)
         first = 0
         for part in parts:

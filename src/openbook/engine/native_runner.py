@@ -9,7 +9,7 @@ Shapes: B sequences, T tokens of a row, M tokens of a step, R rows whose logits 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,13 +110,35 @@ class RopeTables:
         return self._tables
 
 
+CacheKind = Literal["float32", "int8"]
+
+
+def allocate_cache(config: ModelConfig, num_blocks: int, kind: CacheKind) -> tuple[NDArray[np.float32 | np.uint8], ...]:
+    """Keys and values of all layers, as `Decoder.step` takes them: two arrays of floats, or one of 8-bit pages."""
+    K, H = config.num_key_value_heads, config.head_dim
+    shape = (config.num_hidden_layers, num_blocks, K)
+    if kind == "float32":
+        keys = np.zeros((*shape, H, BLOCK_TOKENS), dtype=np.float32)
+        return keys, np.zeros((*shape, BLOCK_TOKENS, H), dtype=np.float32)
+    pages_shape = (*shape, require_native().quant_page_bytes(H))
+    num_bytes = int(np.prod(pages_shape))
+    memory = np.zeros(num_bytes + 63, dtype=np.uint8)
+    start = -memory.ctypes.data % 64  # vectors of codes lie on lines of the processor's cache
+    return (memory[start : start + num_bytes].reshape(pages_shape),)
+
+
 class NativeRunner:
-    """Wraps a native decoder whose weights are set, see `make_decoder`."""
+    """Wraps a native decoder whose weights are set, see `make_decoder`.
+
+    cache_kind: int8 rounds keys and values as activations are in products with quantised weights; head_dim is then a
+        multiple of 32.
+    """
 
     profile: Profile = "exact"
 
-    def __init__(self, config: ModelConfig, decoder: Decoder) -> None:
+    def __init__(self, config: ModelConfig, decoder: Decoder, cache_kind: CacheKind = "float32") -> None:
         self._config, self.decoder, self.rope = config, decoder, RopeTables(config)
+        self.cache_kind: CacheKind = cache_kind
 
     @property
     def max_model_len(self) -> int:
@@ -146,10 +168,7 @@ class NativeBatch:
     def __init__(self, runner: NativeRunner, config: ModelConfig, num_sequences: int, num_tokens: int) -> None:
         self._runner, self._vocab_size = runner, config.vocab_size
         num_pages = -(-num_tokens // BLOCK_TOKENS)
-        K, H = config.num_key_value_heads, config.head_dim
-        shape = (config.num_hidden_layers, num_sequences * num_pages, K)
-        self._keys = np.zeros((*shape, H, BLOCK_TOKENS), dtype=np.float32)
-        self._values = np.zeros((*shape, BLOCK_TOKENS, H), dtype=np.float32)
+        self._cache = allocate_cache(config, num_sequences * num_pages, runner.cache_kind)
         self._block_tables = np.arange(num_sequences * num_pages, dtype=np.int32).reshape(num_sequences, num_pages)
         self._lengths = np.zeros(num_sequences, dtype=np.int64)
 
@@ -188,8 +207,7 @@ class NativeBatch:
                 positions[part],
                 sequences[part],
                 self._block_tables,
-                self._keys,
-                self._values,
+                *self._cache,
                 cosines,
                 sines,
                 wanted,

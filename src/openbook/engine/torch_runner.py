@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from openbook.checkpoint.folder import load_model
 from openbook.checkpoint.memory import require_memory
 from openbook.checkpoint.model_source import ModelSource, open_model
-from openbook.checkpoint.raw_weights import RAW_FAMILIES
+from openbook.checkpoint.raw_weights import RAW_FAMILIES, RawWeights
 from openbook.checkpoint.stored_model import load_stored_model
 from openbook.core.errors import UserError, unknown_name
 from openbook.engine.choices import Profile
@@ -22,6 +22,7 @@ from openbook.models.base import CausalModel
 from openbook.models.context import CachedContext, DenseContext
 from openbook.models.placed_images import PlacedImages
 from openbook.ops.exact_ops import ExactOps
+from openbook.ops.exact_rounded_attention import RoundedCacheOps
 from openbook.ops.torch_ops import TorchOps
 from openbook.tokenizer.images import ImagePatches
 
@@ -53,17 +54,18 @@ def load_runner(source: Path | ModelSource, device: str, dtype: str) -> TorchRun
 def load_exact_runner(source: ModelSource) -> TorchRunner:
     """Load a model whose arithmetic goes through the exact Ops, on the CPU in float32.
 
-    What the native core multiplies as it is stored (a dense decoder's Q8_0, Q4_0 and Q4_1) is that here too.
+    What the native core multiplies as it is stored (a dense decoder's Q8_0, Q4_0 and Q4_1) is that here too, and keys
+    and values are rounded where it rounds them.
 
     Raises:
         UserError: a file is missing or damaged, there is too little memory, or no native core.
     """
-    ops = ExactOps()
     require_memory(source.path, source.config)
     with _one_thread():
         if source.config.model_type in RAW_FAMILIES:
-            return TorchRunner(load_stored_model(source, ops))
-        return TorchRunner(load_model(source, ops, torch.device("cpu"), torch.float32))
+            has_rounded_cache = RawWeights(source).has_rounded_cache
+            return TorchRunner(load_stored_model(source, RoundedCacheOps() if has_rounded_cache else ExactOps()))
+        return TorchRunner(load_model(source, ExactOps(), torch.device("cpu"), torch.float32))
 
 
 def _device(name: str) -> torch.device:

@@ -28,21 +28,22 @@ void require_indices(const Ints& indices, std::int64_t limit, const std::string&
   }
 }
 
-void step(Decoder& decoder, Ints token_ids, Ints positions, Ints sequences, Array<const std::int32_t, 2> block_tables,
-          Array<float, 5> keys, Array<float, 5> values, ConstFloats2 cosines, ConstFloats2 sines, Ints wanted,
-          Floats2 logits) {
+using Tables = Array<const std::int32_t, 2>;
+
+struct Cache {
+  std::uint8_t* pages;
+  float *keys, *values;
+  std::int64_t num_blocks;
+};
+
+void run(Decoder& decoder, const Ints& token_ids, const Ints& positions, const Ints& sequences,
+         const Tables& block_tables, const Cache& cache, const ConstFloats2& cosines, const ConstFloats2& sines,
+         const Ints& wanted, const Floats2& logits) {
   const DecoderShape& s = decoder.shape();
-  const std::int64_t M = extent(token_ids.shape(0)), num_blocks = extent(keys.shape(1));
+  const std::int64_t M = extent(token_ids.shape(0)), num_blocks = cache.num_blocks;
   const std::int64_t table_width = extent(block_tables.shape(1));
   require(M > 0 && extent(positions.shape(0)) == M && extent(sequences.shape(0)) == M,
           "step: expected token_ids, positions and sequences of the same length M, from 1");
-  require(extent(keys.shape(0)) == s.num_layers && extent(keys.shape(2)) == s.num_kv_heads &&
-              extent(keys.shape(3)) == s.head_dim && extent(keys.shape(4)) == kPageTokens,
-          "step: expected keys [num_layers, num_blocks, num_kv_heads, head_dim, 16]");
-  require(extent(values.shape(0)) == s.num_layers && extent(values.shape(1)) == num_blocks &&
-              extent(values.shape(2)) == s.num_kv_heads && extent(values.shape(3)) == kPageTokens &&
-              extent(values.shape(4)) == s.head_dim,
-          "step: expected values [num_layers, num_blocks, num_kv_heads, 16, head_dim]");
   require(extent(logits.shape(0)) == extent(wanted.shape(0)) && extent(logits.shape(1)) == s.vocab_size,
           "step: expected logits [R, vocab_size] for R wanted rows");
   require_indices(token_ids, s.vocab_size, "the token id");
@@ -76,8 +77,9 @@ void step(Decoder& decoder, Ints token_ids, Ints positions, Ints sequences, Arra
                                  sequences.data(),
                                  block_tables.data(),
                                  table_width,
-                                 keys.data(),
-                                 values.data(),
+                                 cache.pages,
+                                 cache.keys,
+                                 cache.values,
                                  num_blocks,
                                  cosines.data(),
                                  sines.data(),
@@ -86,6 +88,31 @@ void step(Decoder& decoder, Ints token_ids, Ints positions, Ints sequences, Arra
                                  logits.data()};
   const nb::gil_scoped_release release;
   decoder.step(arguments);
+}
+
+void step(Decoder& decoder, Ints token_ids, Ints positions, Ints sequences, Tables block_tables, Array<float, 5> keys,
+          Array<float, 5> values, ConstFloats2 cosines, ConstFloats2 sines, Ints wanted, Floats2 logits) {
+  const DecoderShape& s = decoder.shape();
+  require(extent(keys.shape(0)) == s.num_layers && extent(keys.shape(2)) == s.num_kv_heads &&
+              extent(keys.shape(3)) == s.head_dim && extent(keys.shape(4)) == kPageTokens,
+          "step: expected keys [num_layers, num_blocks, num_kv_heads, head_dim, 16]");
+  require(extent(values.shape(0)) == s.num_layers && values.shape(1) == keys.shape(1) &&
+              extent(values.shape(2)) == s.num_kv_heads && extent(values.shape(3)) == kPageTokens &&
+              extent(values.shape(4)) == s.head_dim,
+          "step: expected values [num_layers, num_blocks, num_kv_heads, 16, head_dim]");
+  const Cache cache = {nullptr, keys.data(), values.data(), extent(keys.shape(1))};
+  run(decoder, token_ids, positions, sequences, block_tables, cache, cosines, sines, wanted, logits);
+}
+
+void quant_step(Decoder& decoder, Ints token_ids, Ints positions, Ints sequences, Tables block_tables,
+                Array<std::uint8_t, 4> pages, ConstFloats2 cosines, ConstFloats2 sines, Ints wanted, Floats2 logits) {
+  const DecoderShape& s = decoder.shape();
+  require(s.head_dim % kQuantBlock == 0, "step: pages of 8 bits are for heads of a multiple of 32 features");
+  require(extent(pages.shape(0)) == s.num_layers && extent(pages.shape(2)) == s.num_kv_heads &&
+              extent(pages.shape(3)) == quant_page_bytes(s.head_dim),
+          "step: expected pages [num_layers, num_blocks, num_kv_heads, quant_page_bytes(head_dim)]");
+  const Cache cache = {pages.data(), nullptr, nullptr, extent(pages.shape(1))};
+  run(decoder, token_ids, positions, sequences, block_tables, cache, cosines, sines, wanted, logits);
 }
 
 }  // namespace
@@ -132,7 +159,10 @@ void bind_decoder(nb::module_& m) {
            nb::arg("keys"), nb::arg("values"), nb::arg("cosines"), nb::arg("sines"), nb::arg("wanted"),
            nb::arg("logits"),
            "One step: int32 token_ids, positions and sequences [M], block_tables [S, W], the cache, rope tables, wanted "
-           "[R] ascending; fills logits float32 [R, V]. Every index is checked first.");
+           "[R] ascending; fills logits float32 [R, V]. Every index is checked first.")
+      .def("step", &quant_step, nb::arg("token_ids"), nb::arg("positions"), nb::arg("sequences"),
+           nb::arg("block_tables"), nb::arg("pages"), nb::arg("cosines"), nb::arg("sines"), nb::arg("wanted"),
+           nb::arg("logits"), "The same over a cache of 8-bit pages.");
 }
 
 }  // namespace openbook

@@ -8,6 +8,7 @@
 #include "norm_kernels.h"
 #include "paged_attention.h"
 #include "rope_kernels.h"
+#include "scratch.h"
 #include "thread_pool.h"
 
 namespace openbook {
@@ -19,24 +20,59 @@ constexpr std::int64_t kRowGrain = 8;
 constexpr std::int64_t kSmallProducts = 20'000'000, kSmallBytes = 5'000'000;
 
 void add(float* x, const float* y, std::int64_t size) {
-  parallel_ranges(size, 1 << 14, [=](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) x[i] += y[i];
-  });
+  for (std::int64_t i = 0; i < size; ++i) x[i] += y[i];
 }
 
 }  // namespace
 
+// Rows of a step that are computed together, and where: row i of x is at x + i * hidden_size, and so on.
+struct Decoder::Rows {
+  std::int64_t count;
+  const std::int32_t *sequences, *positions;
+  float *x, *qkv, *attended, *change;  // change: what is still to be added to x
+};
+
 // What a step computes in. Grows to the largest step so far; nothing is allocated in the others.
 struct Decoder::Scratch {
-  std::vector<float> stream, normed, qkv, attended, out, up, gated;
+  std::vector<float> stream, qkv, attended, change;
   std::vector<std::int32_t> sequences, positions;
-  QuantizedRows quantized;
-
-  static float* room(std::vector<float>& buffer, std::int64_t size) {
-    if (static_cast<std::int64_t>(buffer.size()) < size) buffer.resize(static_cast<std::size_t>(size));
-    return buffer.data();
-  }
 };
+
+namespace {
+
+float* room(std::vector<float>& buffer, std::int64_t size) {
+  if (static_cast<std::int64_t>(buffer.size()) < size) buffer.resize(static_cast<std::size_t>(size));
+  return buffer.data();
+}
+
+// What is read where it was written: of each thread, and so in its own cache.
+struct OwnScratch {
+  std::vector<float> inputs, up;
+  QuantizedRows quantized;
+};
+
+OwnScratch& own_scratch() {
+  thread_local OwnScratch own;
+  return own;
+}
+
+// Rows that make a chunk worth reading all weights of a layer for, and what heights of tiles divide.
+constexpr std::int64_t kChunkRows = 48, kChunkUnit = 12;
+
+// Calls body(begin, end) for parts of the rows. If there are enough for all threads each part is one task, which takes its
+// rows through several products: what is between them stays with the thread. Otherwise body shares out its products.
+template <typename Body>
+void in_chunks(std::int64_t rows, Body body) {
+  const std::int64_t threads = num_threads(), rounds = std::min<std::int64_t>(rows / (kChunkRows * threads), 4);
+  if (rounds == 0) return body(std::int64_t{0}, rows);
+  const std::int64_t num_tasks = rounds * threads, units = (rows + kChunkUnit - 1) / kChunkUnit;
+  parallel_for(num_tasks, [&](std::int64_t task) {
+    const std::int64_t part = num_tasks - 1 - task;  // the last rows of a prompt see the most: they go first
+    body(kChunkUnit * (units * part / num_tasks), std::min(kChunkUnit * (units * (part + 1) / num_tasks), rows));
+  });
+}
+
+}  // namespace
 
 Decoder::~Decoder() = default;
 
@@ -135,32 +171,49 @@ std::vector<std::string> Decoder::missing() const {
 }
 
 void Decoder::linear(const DecoderMatrix& matrix, const float* x, std::int64_t rows, std::int64_t inputs, float* out,
-                     std::int64_t outputs) {
+                     std::int64_t outputs) const {
   const float* bias = matrix.bias.empty() ? nullptr : matrix.bias.data();
   if (const auto* packed = std::get_if<PackedWeight>(&matrix.weight)) {
     packed_linear(*packed, x, inputs, rows, bias, out, outputs);
     return;
   }
-  scratch_->quantized.quantize(x, inputs, rows, inputs);
-  quant_linear(std::get<QuantView>(matrix.weight), scratch_->quantized, bias, out, outputs);
+  QuantizedRows& quantized = own_scratch().quantized;
+  quantized.quantize(x, inputs, rows, inputs);
+  quant_linear(std::get<QuantView>(matrix.weight), quantized, bias, out, outputs);
 }
 
-void Decoder::norm(const float* x, const std::vector<float>& weight, const std::vector<float>& bias, float* out,
-                   std::int64_t rows) const {
-  const std::int64_t size = shape_.hidden_size;
-  const NormKernels& kernels = norm_kernels();
+template <typename Fill>
+void Decoder::linear_of(const DecoderMatrix& matrix, std::int64_t rows, std::int64_t inputs, Fill fill, float* out,
+                        std::int64_t outputs) const {
+  const float* bias = matrix.bias.empty() ? nullptr : matrix.bias.data();
+  OwnScratch& own = own_scratch();  // of the thread that calls: the others fill rows of it
+  if (const auto* packed = std::get_if<PackedWeight>(&matrix.weight)) {
+    float* x = room(own.inputs, rows * inputs);
+    parallel_ranges(rows, kRowGrain, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t row = begin; row < end; ++row) fill(row, x + row * inputs);
+    });
+    packed_linear(*packed, x, inputs, rows, bias, out, outputs);
+    return;
+  }
+  own.quantized.resize(rows, inputs);
   parallel_ranges(rows, kRowGrain, [&](std::int64_t begin, std::int64_t end) {
+    auto* x = static_cast<float*>(scratch(openbook::Scratch::inputs, sizeof(float) * static_cast<std::size_t>(inputs)));
     for (std::int64_t row = begin; row < end; ++row) {
-      const float* from = x + row * size;
-      float* to = out + row * size;
-      if (shape_.norm == NormKind::rms) {
-        kernels.rms_norm_forward(from, weight.data(), to, size, shape_.norm_eps);
-      } else {
-        float mean, scale;
-        kernels.layer_norm_forward(from, weight.data(), bias.data(), to, &mean, &scale, size, shape_.norm_eps);
-      }
+      fill(row, x);
+      own.quantized.set_row(row, x);
     }
   });
+  quant_linear(std::get<QuantView>(matrix.weight), own.quantized, bias, out, outputs);
+}
+
+void Decoder::norm(const float* x, const std::vector<float>& weight, const std::vector<float>& bias, float* out) const {
+  const std::int64_t size = shape_.hidden_size;
+  if (shape_.norm == NormKind::rms) {
+    norm_kernels().rms_norm_forward(x, weight.data(), out, size, shape_.norm_eps);
+  } else {
+    float mean, scale;
+    norm_kernels().layer_norm_forward(x, weight.data(), bias.data(), out, &mean, &scale, size, shape_.norm_eps);
+  }
 }
 
 void Decoder::embed(const DecoderStep& step, float* x) const {
@@ -184,17 +237,23 @@ void Decoder::embed(const DecoderStep& step, float* x) const {
   });
 }
 
-// Normalises and rotates queries and keys, and puts keys and values into their pages.
-void Decoder::place(const DecoderStep& step, const Layer& layer, std::int64_t index, float* qkv) const {
+// Computes queries, keys and values, normalises and rotates them, and puts keys and values into their pages.
+void Decoder::project(const DecoderStep& step, std::int64_t index, const Rows& rows) const {
   const DecoderShape& s = shape_;
-  const std::int64_t H = s.head_dim, N = s.num_heads, K = s.num_kv_heads, width = (N + 2 * K) * H;
+  const Layer& layer = layers_[static_cast<std::size_t>(index)];
+  const std::int64_t D = s.hidden_size, H = s.head_dim, N = s.num_heads, K = s.num_kv_heads, width = (N + 2 * K) * H;
+  const auto normed = [&](std::int64_t row, float* out) {
+    float* x = rows.x + row * D;
+    if (index > 0) add(x, rows.change + row * D, D);
+    norm(x, layer.attention_norm, layer.attention_norm_bias, out);
+  };
+  linear_of(layer.qkv, rows.count, D, normed, rows.qkv, width);
   const NormKernels& norms = norm_kernels();
   const RopeKernels& ropes = rope_kernels();
-  const PagedCache pages = cache(step, index);
-  parallel_ranges(step.num_rows, kRowGrain, [&](std::int64_t begin, std::int64_t end) {
+  parallel_ranges(rows.count, kRowGrain, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t row = begin; row < end; ++row) {
-      float* heads = qkv + row * width;
-      const std::int64_t position = step.positions[row];
+      float* heads = rows.qkv + row * width;
+      const std::int64_t position = rows.positions[row];
       for (std::int64_t head = 0; head < N + K; ++head) {
         float* x = heads + head * H;
         if (s.has_qk_norm) {
@@ -205,30 +264,51 @@ void Decoder::place(const DecoderStep& step, const Layer& layer, std::int64_t in
           ropes.rotate(x, step.cosines + position * (H / 2), step.sines + position * (H / 2), x, H / 2, false);
         }
       }
-      write_kv(pages, step.sequences[row], position, heads + N * H, heads + (N + K) * H);
+      const float *key = heads + N * H, *value = heads + (N + K) * H;
+      if (step.pages != nullptr) {
+        write_quant_kv(quant_cache(step, index), rows.sequences[row], position, key, value);
+      } else {
+        write_kv(cache(step, index), rows.sequences[row], position, key, value);
+      }
     }
   });
 }
 
-void Decoder::attend(const DecoderStep& step, std::int64_t index, const float* qkv, const std::int32_t* wanted,
-                     std::int64_t num_rows, float* out) {
+// The rest of a layer, once the keys and values of all rows are in their pages.
+void Decoder::mix(const DecoderStep& step, std::int64_t index, const Rows& rows) const {
   const DecoderShape& s = shape_;
-  Scratch& scratch = *scratch_;
-  const std::int32_t *sequences = step.sequences, *positions = step.positions;
-  if (wanted != nullptr) {  // those rows of qkv alone
-    scratch.sequences.resize(static_cast<std::size_t>(num_rows));
-    scratch.positions.resize(static_cast<std::size_t>(num_rows));
-    for (std::int64_t row = 0; row < num_rows; ++row) {
-      scratch.sequences[static_cast<std::size_t>(row)] = sequences[wanted[row]];
-      scratch.positions[static_cast<std::size_t>(row)] = positions[wanted[row]];
-    }
-    sequences = scratch.sequences.data();
-    positions = scratch.positions.data();
+  const Layer& layer = layers_[static_cast<std::size_t>(index)];
+  const std::int64_t D = s.hidden_size, I = s.intermediate_size, query_size = s.num_heads * s.head_dim;
+  const PagedQueries queries = {rows.count,  rows.sequences,
+                                rows.positions, rows.qkv,
+                                query_size + 2 * s.num_kv_heads * s.head_dim, s.num_heads,
+                                s.scales[static_cast<std::size_t>(index)], s.windows[static_cast<std::size_t>(index)],
+                                nullptr, rows.attended};
+  if (step.pages != nullptr) {
+    quant_paged_attention(quant_cache(step, index), queries);
+  } else {
+    paged_attention(cache(step, index), queries);
   }
-  paged_attention(cache(step, index), {num_rows, sequences, positions, qkv,
-                                       (s.num_heads + 2 * s.num_kv_heads) * s.head_dim, s.num_heads,
-                                       s.scales[static_cast<std::size_t>(index)],
-                                       s.windows[static_cast<std::size_t>(index)], nullptr, out});
+  linear(layer.output, rows.attended, rows.count, query_size, rows.change, D);
+
+  const std::int64_t up_size = s.mlp == MlpKind::swiglu ? 2 * I : I;
+  float* up = room(own_scratch().up, rows.count * up_size);
+  const auto normed = [&](std::int64_t row, float* out) {
+    float* x = rows.x + row * D;
+    add(x, rows.change + row * D, D);
+    norm(x, layer.mlp_norm, layer.mlp_norm_bias, out);
+  };
+  linear_of(layer.up, rows.count, D, normed, up, up_size);
+  const ActivationKernels& kernels = activation_kernels();
+  const auto activated = [&](std::int64_t row, float* out) {
+    const float* gate = up + row * up_size;
+    if (s.mlp == MlpKind::swiglu) {
+      kernels.silu_mul(gate, gate + I, out, I);
+    } else {
+      kernels.gelu_tanh(gate, out, I);
+    }
+  };
+  linear_of(layer.down, rows.count, I, activated, rows.change, D);
 }
 
 PagedCache Decoder::cache(const DecoderStep& step, std::int64_t index) const {
@@ -237,66 +317,62 @@ PagedCache Decoder::cache(const DecoderStep& step, std::int64_t index) const {
           step.table_width};
 }
 
-void Decoder::feed_forward(const Layer& layer, float* x, std::int64_t rows) {
+QuantCache Decoder::quant_cache(const DecoderStep& step, std::int64_t index) const {
+  const std::int64_t bytes = step.num_blocks * shape_.num_kv_heads * quant_page_bytes(shape_.head_dim);
+  return {step.pages + index * bytes, shape_.num_kv_heads, shape_.head_dim, step.block_tables, step.table_width};
+}
+
+Decoder::Rows Decoder::part(const Rows& rows, std::int64_t begin, std::int64_t end) const {
   const DecoderShape& s = shape_;
-  Scratch& scratch = *scratch_;
-  float* normed = Scratch::room(scratch.normed, rows * s.hidden_size);
-  float* out = Scratch::room(scratch.out, rows * s.hidden_size);
-  norm(x, layer.mlp_norm, layer.mlp_norm_bias, normed, rows);
-  const std::int64_t up_size = s.mlp == MlpKind::swiglu ? 2 * s.intermediate_size : s.intermediate_size;
-  float* up = Scratch::room(scratch.up, rows * up_size);
-  float* gated = Scratch::room(scratch.gated, rows * s.intermediate_size);
-  linear(layer.up, normed, rows, s.hidden_size, up, up_size);
-  const ActivationKernels& kernels = activation_kernels();
-  parallel_ranges(rows, 2, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t row = begin; row < end; ++row) {
-      if (s.mlp == MlpKind::swiglu) {
-        const float* gate = up + row * up_size;
-        kernels.silu_mul(gate, gate + s.intermediate_size, gated + row * s.intermediate_size, s.intermediate_size);
-      } else {
-        kernels.gelu_tanh(up + row * up_size, gated + row * s.intermediate_size, s.intermediate_size);
-      }
-    }
-  });
-  linear(layer.down, gated, rows, s.intermediate_size, out, s.hidden_size);
-  add(x, out, rows * s.hidden_size);
+  const std::int64_t D = s.hidden_size, query_size = s.num_heads * s.head_dim;
+  const std::int64_t width = query_size + 2 * s.num_kv_heads * s.head_dim;
+  return {end - begin,
+          rows.sequences + begin,
+          rows.positions + begin,
+          rows.x + begin * D,
+          rows.qkv + begin * width,
+          rows.attended + begin * query_size,
+          rows.change + begin * D};
+}
+
+// Keeps the rows whose logits are wanted, and no others.
+Decoder::Rows Decoder::wanted(const DecoderStep& step, const Rows& rows) {
+  std::vector<std::int32_t>&sequences = scratch_->sequences, &positions = scratch_->positions;
+  sequences.clear();
+  positions.clear();
+  for (std::int64_t row = 0; row < step.num_wanted; ++row) {  // ascending: nothing is overwritten before it is read
+    const Rows from = part(rows, step.wanted[row], step.wanted[row] + 1), to = part(rows, row, row + 1);
+    sequences.push_back(*from.sequences);
+    positions.push_back(*from.positions);
+    std::memmove(to.x, from.x, sizeof(float) * static_cast<std::size_t>(shape_.hidden_size));
+    std::memmove(to.qkv, from.qkv, sizeof(float) * static_cast<std::size_t>(shape_.num_heads * shape_.head_dim));
+  }
+  return {step.num_wanted, sequences.data(), positions.data(), rows.x, rows.qkv, rows.attended, rows.change};
 }
 
 void Decoder::step(const DecoderStep& step) {
   const DecoderShape& s = shape_;
   const OneThread one_thread(step.num_rows * num_products_ < kSmallProducts && num_bytes_ < kSmallBytes);
-  Scratch& scratch = *scratch_;
-  const std::int64_t rows = step.num_rows, D = s.hidden_size, query_size = s.num_heads * s.head_dim;
-  const std::int64_t width = query_size + 2 * s.num_kv_heads * s.head_dim;
-  float* x = Scratch::room(scratch.stream, rows * D);
-  float* normed = Scratch::room(scratch.normed, rows * D);
-  float* qkv = Scratch::room(scratch.qkv, rows * width);
-  float* attended = Scratch::room(scratch.attended, rows * query_size);
-  float* out = Scratch::room(scratch.out, rows * D);
-  embed(step, x);
-  std::int64_t alive = rows;  // rows that are still computed: in the last layer only those whose logits are wanted
+  const std::int64_t M = step.num_rows, D = s.hidden_size, query_size = s.num_heads * s.head_dim;
+  Rows rows = {M,
+               step.sequences,
+               step.positions,
+               room(scratch_->stream, M * D),
+               room(scratch_->qkv, M * (query_size + 2 * s.num_kv_heads * s.head_dim)),
+               room(scratch_->attended, M * query_size),
+               room(scratch_->change, M * D)};
+  embed(step, rows.x);
   for (std::int64_t index = 0; index < s.num_layers; ++index) {
-    const Layer& layer = layers_[static_cast<std::size_t>(index)];
-    norm(x, layer.attention_norm, layer.attention_norm_bias, normed, rows);
-    linear(layer.qkv, normed, rows, D, qkv, width);
-    place(step, layer, index, qkv);
-    if (index + 1 == s.num_layers && step.num_wanted < rows) {
-      alive = step.num_wanted;
-      for (std::int64_t row = 0; row < alive; ++row) {  // ascending: nothing is overwritten before it is read
-        std::memmove(x + row * D, x + step.wanted[row] * D, sizeof(float) * static_cast<std::size_t>(D));
-        std::memmove(qkv + row * width, qkv + step.wanted[row] * width, sizeof(float) * static_cast<std::size_t>(width));
-      }
-      if (alive == 0) return;
-      attend(step, index, qkv, step.wanted, alive, attended);
-    } else {
-      attend(step, index, qkv, nullptr, rows, attended);
-    }
-    linear(layer.output, attended, alive, query_size, out, D);
-    add(x, out, alive * D);
-    feed_forward(layer, x, alive);
+    in_chunks(rows.count, [&](std::int64_t begin, std::int64_t end) { project(step, index, part(rows, begin, end)); });
+    if (index + 1 == s.num_layers && step.num_wanted < M) rows = wanted(step, rows);
+    if (rows.count == 0) return;
+    in_chunks(rows.count, [&](std::int64_t begin, std::int64_t end) { mix(step, index, part(rows, begin, end)); });
   }
-  norm(x, final_norm_, final_norm_bias_, normed, alive);
-  linear(s.is_tied ? embedding_ : head_, normed, alive, D, step.logits, s.vocab_size);
+  const auto normed = [&](std::int64_t row, float* out) {
+    add(rows.x + row * D, rows.change + row * D, D);
+    norm(rows.x + row * D, final_norm_, final_norm_bias_, out);
+  };
+  linear_of(s.is_tied ? embedding_ : head_, rows.count, D, normed, step.logits, s.vocab_size);
 }
 
 }  // namespace openbook

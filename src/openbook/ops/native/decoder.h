@@ -15,6 +15,7 @@
 #include "gemm.h"
 #include "paged_attention.h"
 #include "quant.h"
+#include "quant_attention.h"
 
 namespace openbook {
 
@@ -48,6 +49,7 @@ struct DecoderStep {
   const std::int32_t* sequences;       // [M]: rows of block_tables
   const std::int32_t* block_tables;    // [num_sequences, table_width]: pages of each sequence in order
   std::int64_t table_width;
+  std::uint8_t* pages;                 // [num_layers, num_blocks, num_kv_heads, quant_page_bytes], or null, then:
   float* keys;                         // [num_layers, num_blocks, num_kv_heads, head_dim, kPageTokens]
   float* values;                       // [num_layers, num_blocks, num_kv_heads, kPageTokens, head_dim]
   std::int64_t num_blocks;
@@ -89,6 +91,7 @@ class Decoder {
     DecoderMatrix* matrix;
     std::int64_t outputs, inputs;
   };
+  struct Rows;
   struct Scratch;
 
   void declare(const std::string& name, std::vector<float>* vector, std::int64_t size);
@@ -96,16 +99,21 @@ class Decoder {
   void declare_norm(const std::string& name, std::vector<float>* weight, std::vector<float>* bias);
   MatrixSlot& slot(const std::string& name, std::int64_t outputs, std::int64_t inputs);
 
-  void embed(const DecoderStep& step, float* x) const;
-  void place(const DecoderStep& step, const Layer& layer, std::int64_t index, float* qkv) const;
   PagedCache cache(const DecoderStep& step, std::int64_t index) const;
-  void attend(const DecoderStep& step, std::int64_t index, const float* qkv, const std::int32_t* wanted,
-              std::int64_t num_rows, float* out);
-  void feed_forward(const Layer& layer, float* x, std::int64_t rows);
-  void norm(const float* x, const std::vector<float>& weight, const std::vector<float>& bias, float* out,
-            std::int64_t rows) const;
+  QuantCache quant_cache(const DecoderStep& step, std::int64_t index) const;
+  Rows part(const Rows& rows, std::int64_t begin, std::int64_t end) const;
+  Rows wanted(const DecoderStep& step, const Rows& rows);
+
+  void embed(const DecoderStep& step, float* x) const;
+  void project(const DecoderStep& step, std::int64_t index, const Rows& rows) const;
+  void mix(const DecoderStep& step, std::int64_t index, const Rows& rows) const;
+  void norm(const float* x, const std::vector<float>& weight, const std::vector<float>& bias, float* out) const;
   void linear(const DecoderMatrix& matrix, const float* x, std::int64_t rows, std::int64_t inputs, float* out,
-              std::int64_t outputs);
+              std::int64_t outputs) const;
+  // Of rows that fill(row, out) computes one by one, where they are read next.
+  template <typename Fill>
+  void linear_of(const DecoderMatrix& matrix, std::int64_t rows, std::int64_t inputs, Fill fill, float* out,
+                 std::int64_t outputs) const;
 
   DecoderShape shape_;
   std::vector<Layer> layers_;

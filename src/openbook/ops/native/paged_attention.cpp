@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <vector>
 
 #include "paged_attention_kernels.h"
 #include "scratch.h"
@@ -18,24 +17,6 @@ float* floats(Scratch use, std::int64_t size) {
   return static_cast<float*>(scratch(use, sizeof(float) * static_cast<std::size_t>(size)));
 }
 
-struct RowGroup {
-  std::int64_t begin, end;
-};
-
-void group_rows(const PagedQueries& queries, std::vector<RowGroup>& groups) {
-  groups.clear();
-  for (std::int64_t row = 0; row < queries.num_rows; ++row) {
-    const bool goes_on = !groups.empty() && row - groups.back().begin < kMostRows &&
-                         queries.sequences[row] == queries.sequences[row - 1] &&
-                         queries.positions[row] >= queries.positions[row - 1];
-    if (goes_on) {
-      groups.back().end = row + 1;
-    } else {
-      groups.push_back({row, row + 1});
-    }
-  }
-}
-
 // Below this many keys a row is not worth three rounds of the pool.
 constexpr std::int64_t kLongSequence = 512;
 // Features of a head that a task mixes values for: neighbours share the lines of a cache, and the weights.
@@ -43,15 +24,13 @@ constexpr std::int64_t kMixedFeatures = 32;
 
 // Whether one task for each row and key-value head would leave threads idle for long: rows are single, tasks few.
 bool shares_out_heads(const PagedCache& cache, const PagedQueries& queries, std::int64_t num_groups) {
-  const std::int64_t threads = num_threads(), tasks = num_groups * cache.num_kv_heads;
-  if (threads == 1 || num_groups != queries.num_rows) return false;
+  if (num_groups != queries.num_rows || !is_uneven(num_groups * cache.num_kv_heads)) return false;
   std::int64_t longest = 0;
   for (std::int64_t row = 0; row < queries.num_rows; ++row) {
     const SeenPages seen = seen_pages(queries, row);
     longest = seen.end - seen.begin > longest ? seen.end - seen.begin : longest;
   }
-  const std::int64_t rounds = (tasks + threads - 1) / threads;
-  return longest >= kLongSequence && 5 * tasks < 4 * rounds * threads;
+  return longest >= kLongSequence;
 }
 
 // Scores of a row by parts of the sequence, weights by heads, values by features.
@@ -77,6 +56,27 @@ void attend_in_steps(const PagedCache& cache, const PagedQueries& queries, std::
 
 }  // namespace
 
+const std::vector<RowGroup>& group_rows(const PagedQueries& queries) {
+  thread_local std::vector<RowGroup> groups;
+  groups.clear();
+  for (std::int64_t row = 0; row < queries.num_rows; ++row) {
+    const bool goes_on = !groups.empty() && row - groups.back().begin < kMostRows &&
+                         queries.sequences[row] == queries.sequences[row - 1] &&
+                         queries.positions[row] >= queries.positions[row - 1];
+    if (goes_on) {
+      groups.back().end = row + 1;
+    } else {
+      groups.push_back({row, row + 1});
+    }
+  }
+  return groups;
+}
+
+bool is_uneven(std::int64_t num_tasks) {
+  const std::int64_t threads = num_threads(), rounds = (num_tasks + threads - 1) / threads;
+  return threads > 1 && 5 * num_tasks < 4 * rounds * threads;
+}
+
 void write_kv(const PagedCache& cache, std::int64_t sequence, std::int64_t position, const float* key,
               const float* value) {
   const std::int64_t H = cache.head_dim, lane = position % kPageTokens;
@@ -90,14 +90,12 @@ void write_kv(const PagedCache& cache, std::int64_t sequence, std::int64_t posit
 
 void paged_attention(const PagedCache& cache, const PagedQueries& queries) {
   const PagedAttentionKernels& kernels = paged_attention_kernels();
-  thread_local std::vector<RowGroup> groups;
-  group_rows(queries, groups);
-  if (shares_out_heads(cache, queries, static_cast<std::int64_t>(groups.size()))) {
+  // Tasks run on other threads, which have groups of their own.
+  const std::vector<RowGroup>& all = group_rows(queries);
+  if (shares_out_heads(cache, queries, static_cast<std::int64_t>(all.size()))) {
     for (std::int64_t row = 0; row < queries.num_rows; ++row) attend_in_steps(cache, queries, row);
     return;
   }
-  // Tasks run on other threads, which have groups of their own.
-  const std::vector<RowGroup>& all = groups;
   parallel_for(static_cast<std::int64_t>(all.size()) * cache.num_kv_heads, [&](std::int64_t task) {
     // From the back: the last rows of a prompt see the most.
     const RowGroup group = all[all.size() - 1 - static_cast<std::size_t>(task / cache.num_kv_heads)];

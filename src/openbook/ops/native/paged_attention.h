@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace openbook {
 
@@ -38,6 +39,17 @@ struct PagedQueries {
 // Puts the key and the value [K, H] of a token into its page. Different tokens may be written at the same time.
 void write_kv(const PagedCache& cache, std::int64_t sequence, std::int64_t position, const float* key,
               const float* value);
+
+// Neighbouring rows of one sequence in ascending order, which share what they read of it.
+struct RowGroup {
+  std::int64_t begin, end;
+};
+
+// All rows in groups, in order; valid until the calling thread's next call.
+const std::vector<RowGroup>& group_rows(const PagedQueries& queries);
+
+// Whether so many tasks leave threads idle for long while the others finish.
+bool is_uneven(std::int64_t num_tasks);
 
 // Splits the work over the thread pool. Rows of a sequence that stand together in ascending order share what they read.
 void paged_attention(const PagedCache& cache, const PagedQueries& queries);

@@ -113,11 +113,8 @@ void QuantizedRows::resize(std::int64_t num_rows, std::int64_t num_columns) {
   capacity_ = num_rows * num_blocks_;
 }
 
-void QuantizedRows::quantize_range(const float* x, std::int64_t stride, std::int64_t begin_row, std::int64_t end_row) {
-  const auto kernel = quant_kernels().quantize_row;
-  for (std::int64_t row = begin_row; row < end_row; ++row) {
-    kernel(x + row * stride, num_blocks_, blocks_.get() + row * num_blocks_);
-  }
+void QuantizedRows::set_row(std::int64_t index, const float* x) {
+  quant_kernels().quantize_row(x, num_blocks_, blocks_.get() + index * num_blocks_);
 }
 
 void QuantizedRows::quantize(const float* x, std::int64_t stride, std::int64_t num_rows, std::int64_t num_columns) {
@@ -125,7 +122,7 @@ void QuantizedRows::quantize(const float* x, std::int64_t stride, std::int64_t n
   // A row of a few hundred numbers takes less time than waking a thread does.
   const std::int64_t grain = 1 + 8192 / num_columns;
   parallel_ranges(num_rows, grain, [&](std::int64_t begin, std::int64_t end) {
-    quantize_range(x, stride, begin, end);
+    for (std::int64_t row = begin; row < end; ++row) set_row(row, x + row * stride);
   });
 }
 
@@ -141,7 +138,7 @@ void quant_linear(const QuantView& w, const QuantizedRows& x, const float* bias,
     const std::int64_t row = x.num_rows() * step / num_steps, rows = x.num_rows() * (step + 1) / num_steps - row;
     parallel_ranges(w.num_panels(), 1, [&](std::int64_t begin, std::int64_t end) {
       kernel(w, x.row(row), rows, bias, out + row * stride, stride, begin, end);
-    });
+    }, 2);
   }
 }
 

@@ -95,9 +95,9 @@ class QuantizedRows {
   // x: row m starts at x + m * stride.
   void quantize(const float* x, std::int64_t stride, std::int64_t num_rows, std::int64_t num_columns);
 
-  // Room for so many rows; they are filled by `quantize_range`, from inside tasks.
+  // Room for so many rows; they are filled by `set_row`, from inside tasks.
   void resize(std::int64_t num_rows, std::int64_t num_columns);
-  void quantize_range(const float* x, std::int64_t stride, std::int64_t begin_row, std::int64_t end_row);
+  void set_row(std::int64_t index, const float* x);
 
   const QuantBlock* row(std::int64_t index) const { return blocks_.get() + index * num_blocks_; }
   std::int64_t num_rows() const { return num_rows_; }

@@ -8,6 +8,21 @@
 
 namespace openbook::OPENBOOK_ISA {
 
+// Rows of activations that share a load of weights, and vectors of 16 outputs beside each other: what registers hold.
+#if defined(OPENBOOK_ISA_avx512vnni)
+constexpr int kProductRows = 6, kProductVecs = 2;
+#elif defined(OPENBOOK_ISA_avx512)
+constexpr int kProductRows = 4, kProductVecs = 1;
+#elif defined(OPENBOOK_ISA_avxvnni)
+constexpr int kProductRows = 4, kProductVecs = 1;
+#elif defined(OPENBOOK_ISA_avx2)
+constexpr int kProductRows = 3, kProductVecs = 1;
+#elif defined(OPENBOOK_ISA_scalar)
+constexpr int kProductRows = 1, kProductVecs = 1;
+#else
+constexpr int kProductRows = 3, kProductVecs = 1;
+#endif
+
 // Codes4 holds 16 times 4 weights from 0 to 15, Codes8 16 times 4 weights of Q8_0. If kHasOffset, Codes8 keeps them as
 // q + 128 and sums start from QuantBlock::start_q8; otherwise they are q and sums start from 0.
 

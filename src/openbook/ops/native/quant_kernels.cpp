@@ -7,42 +7,17 @@
 namespace openbook::OPENBOOK_ISA {
 namespace {
 
-// Rows of activations that share a load of weights, and vectors of 16 outputs beside each other: what registers hold.
-#if defined(OPENBOOK_ISA_avx512vnni)
-constexpr int kTileRows = 6, kTileVecs = 2;
-#elif defined(OPENBOOK_ISA_avx512)
-constexpr int kTileRows = 4, kTileVecs = 1;
-#elif defined(OPENBOOK_ISA_avxvnni)
-constexpr int kTileRows = 4, kTileVecs = 1;
-#elif defined(OPENBOOK_ISA_avx2)
-constexpr int kTileRows = 3, kTileVecs = 1;
-#elif defined(OPENBOOK_ISA_scalar)
-constexpr int kTileRows = 1, kTileVecs = 1;
-#else
-constexpr int kTileRows = 3, kTileVecs = 1;
-#endif
 constexpr int kPanelVecs = kPanelRows / kLanes;
 
 void quantize_row(const float* x, std::int64_t num_blocks, QuantBlock* out) {
-  constexpr std::uint32_t kInfinity = 0x7f800000u;
   for (std::int64_t b = 0; b < num_blocks; ++b, x += kQuantBlock) {
     QuantBlock& block = out[b];
-    const std::uint32_t bits = largest_bits(x);
-    if (bits >= kInfinity) {
-      std::memset(&block, 0, sizeof block);
-      block.scale = block.sum = __builtin_nanf("");
-      continue;
-    }
-    float largest;
-    std::memcpy(&largest, &bits, sizeof largest);
-    const float scale = largest / 127.0f;
-    float inverse = 127.0f / largest;
-    if (inverse > 3.402823466e38f) inverse = 0.0f;
-    const std::int32_t sum = round_codes(x, inverse, block.codes);
-    block.scale = round_to_half(scale);
-    block.sum = round_to_half(scale * static_cast<float>(sum));
-    block.start_q8 = -128 * sum;
-    block.start_q4 = -8 * sum;
+    prefetch_to_write(&block + 16);
+    const RoundedBlock rounded = round_block(x, block.codes);
+    block.scale = round_to_half(rounded.scale);
+    block.sum = round_to_half(rounded.scale * static_cast<float>(rounded.sum));
+    block.start_q8 = -128 * rounded.sum;
+    block.start_q4 = -8 * rounded.sum;
   }
 }
 
@@ -167,14 +142,14 @@ void tile_rows(int rows, const QuantView& w, std::int64_t panel, const QuantBloc
   if constexpr (Rows > 1) {
     if (rows < Rows) return tile_rows<Kind, Rows - 1>(rows, w, panel, x, ahead, y);
   }
-  tile_columns<Kind, Rows, (Rows == 1 ? kPanelVecs : kTileVecs)>(w, panel, x, ahead, y);
+  tile_columns<Kind, Rows, (Rows == 1 ? kPanelVecs : kProductVecs)>(w, panel, x, ahead, y);
 }
 
 template <QuantKind Kind>
 void linear_of(const QuantView& w, const QuantBlock* x, std::int64_t num_rows, const Outputs& y, std::int64_t begin,
                std::int64_t end) {
   // As few tiles as can be, and all about as tall.
-  const std::int64_t num_tiles = (num_rows + kTileRows - 1) / kTileRows;
+  const std::int64_t num_tiles = (num_rows + kProductRows - 1) / kProductRows;
   // Each tile asks for its share of the next panel. One tile alone is as fast as memory, which sees what comes.
   constexpr std::int64_t kLines = panel_block_bytes(Kind) / 64;
   const int num_lines = num_tiles > 1 ? static_cast<int>((kLines + num_tiles - 1) / num_tiles) : 0;
@@ -183,7 +158,7 @@ void linear_of(const QuantView& w, const QuantBlock* x, std::int64_t num_rows, c
     for (std::int64_t t = 0; t < num_tiles; ++t) {
       const std::int64_t row = num_rows * t / num_tiles, next = num_rows * (t + 1) / num_tiles;
       const Outputs part = {y.out + row * y.stride, y.stride, y.bias, y.num_columns};
-      tile_rows<Kind, kTileRows>(static_cast<int>(next - row), w, panel, x + row * w.num_blocks(),
+      tile_rows<Kind, kProductRows>(static_cast<int>(next - row), w, panel, x + row * w.num_blocks(),
                                  Ahead{next_panel + t * w.num_blocks() * num_lines * 64, num_lines}, part);
     }
   }

@@ -3,6 +3,7 @@
 // Included by kernel sources only, after simd.h.
 #pragma once
 
+#include "quant.h"
 #include "simd.h"
 
 namespace openbook::OPENBOOK_ISA {
@@ -104,6 +105,15 @@ OPENBOOK_INLINE std::int32_t round_codes(const float* x, float inverse, std::int
 
 #endif
 
+// Asks for the line of memory at p in order to write it: another core may have read it last.
+OPENBOOK_INLINE void prefetch_to_write(void* p) {
+#if defined(__x86_64__)
+  __asm__ volatile("prefetchw %0" : : "m"(*static_cast<char*>(p)));
+#else
+  __builtin_prefetch(p, 1, 3);
+#endif
+}
+
 // The nearest half float, halves to even, as a float.
 OPENBOOK_INLINE float round_to_half(float x) {
 #if defined(__x86_64__)
@@ -111,6 +121,42 @@ OPENBOOK_INLINE float round_to_half(float x) {
 #else
   return vgetq_lane_f32(vcvt_f32_f16(vcvt_f16_f32(vdupq_n_f32(x))), 0);
 #endif
+}
+
+// x = scale * q by the rules of quant.h, with the scale not yet rounded. If an x is infinite or NaN, so is the scale NaN,
+// and every q is 0.
+struct BlockScale {
+  float scale, inverse;
+  bool is_finite;
+};
+
+// Of the floats from x to before x + size, a multiple of 32.
+OPENBOOK_INLINE BlockScale scale_of(const float* x, std::int64_t size) {
+  constexpr std::uint32_t kInfinity = 0x7f800000u;
+  std::uint32_t bits = largest_bits(x);
+  for (std::int64_t first = kQuantBlock; first < size; first += kQuantBlock) {
+    const std::uint32_t others = largest_bits(x + first);
+    bits = others > bits ? others : bits;
+  }
+  if (bits >= kInfinity) return {__builtin_nanf(""), 0.0f, false};
+  float largest;
+  std::memcpy(&largest, &bits, sizeof largest);
+  const float inverse = 127.0f / largest;
+  return {largest / 127.0f, inverse > 3.402823466e38f ? 0.0f : inverse, true};
+}
+
+struct RoundedBlock {
+  float scale;
+  std::int32_t sum;  // of the whole numbers
+};
+
+OPENBOOK_INLINE RoundedBlock round_block(const float* x, std::int8_t* codes) {
+  const BlockScale block = scale_of(x, kQuantBlock);
+  if (!block.is_finite) {
+    std::memset(codes, 0, kQuantBlock);
+    return {block.scale, 0};
+  }
+  return {block.scale, round_codes(x, block.inverse, codes)};
 }
 
 }  // namespace openbook::OPENBOOK_ISA

@@ -8,8 +8,8 @@
 namespace openbook {
 
 // Uses of one thread that may be needed at the same time.
-enum class Scratch { rows, columns, shared, attention };
-constexpr int kNumScratches = 4;
+enum class Scratch { rows, columns, shared, attention, inputs };
+constexpr int kNumScratches = 5;
 
 // At least `bytes` of the calling thread's memory for `use`, aligned to 64 bytes; its content is lost when a later call for
 // the same use asks for more. Throws std::bad_alloc.

@@ -13,7 +13,9 @@
 #include "gemm.h"
 #include "norm_kernels.h"
 #include "optim_kernels.h"
+#include "paged_attention.h"
 #include "quant.h"
+#include "quant_attention.h"
 #include "rope_kernels.h"
 #include "row_kernels.h"
 #include "softmax_kernels.h"
@@ -261,13 +263,81 @@ Digest quantised_products() {
   return digest;
 }
 
+// Three sequences, of which one is as long as a window and one ends within a block; token by token and in chunks.
+struct PagedCase {
+  static constexpr std::int64_t N = 6, K = 2, H = 64, width = 5;
+  std::vector<std::int32_t> tables, sequences, positions;
+  Floats q, k, v, sinks;
+
+  explicit PagedCase(Random& random) : tables(3 * width) {
+    for (std::size_t i = 0; i < tables.size(); ++i) tables[i] = static_cast<std::int32_t>(tables.size() - 1 - i);
+    for (const std::int32_t chunk : {1, 70}) {
+      for (std::int32_t sequence = 0; sequence < 3; ++sequence) {
+        for (std::int32_t place = 0; place < (chunk == 1 ? 1 : 24 * (sequence + 1)); ++place) {
+          sequences.push_back(sequence);
+          positions.push_back(place);
+        }
+      }
+    }
+    q = random.numbers(rows() * N * H);
+    k = random.numbers(rows() * K * H);
+    v = random.numbers(rows() * K * H);
+    sinks = random.numbers(N);
+    q[3] = 0x1p-149f;
+    v[static_cast<std::size_t>(30 * K * H)] = std::numeric_limits<float>::infinity();
+  }
+
+  std::int64_t rows() const { return static_cast<std::int64_t>(positions.size()); }
+
+  // write(row, key, value), then attend(queries) for all rows at once, whole and in a window.
+  template <typename Write, typename Attend>
+  Digest run(Write write, Attend attend) const {
+    Digest digest;
+    Floats out = room(rows() * N * H);
+    for (std::int64_t row = 0; row < rows(); ++row) write(row, k.data() + row * K * H, v.data() + row * K * H);
+    for (const std::int64_t window : {0, 24}) {
+      attend(PagedQueries{rows(), sequences.data(), positions.data(), q.data(), N * H, N, 0.125f, window, sinks.data(),
+                          out.data()});
+      digest.add(out);
+    }
+    return digest;
+  }
+};
+
+Digest paged() {
+  Random random(8);
+  const PagedCase test(random);
+  Floats keys = room(15 * test.K * test.H * kPageTokens), values = room(15 * test.K * test.H * kPageTokens);
+  const PagedCache cache = {keys.data(), values.data(), test.K, test.H, test.tables.data(), test.width};
+  return test.run(
+      [&](std::int64_t row, const float* key, const float* value) {
+        const auto at = static_cast<std::size_t>(row);
+        write_kv(cache, test.sequences[at], test.positions[at], key, value);
+      },
+      [&](const PagedQueries& queries) { paged_attention(cache, queries); });
+}
+
+Digest rounded_pages() {
+  Random random(9);
+  const PagedCase test(random);
+  std::vector<std::uint8_t> pages(static_cast<std::size_t>(15 * test.K * quant_page_bytes(test.H)), 0xff);
+  const QuantCache cache = {pages.data(), test.K, test.H, test.tables.data(), test.width};
+  return test.run(
+      [&](std::int64_t row, const float* key, const float* value) {
+        const auto at = static_cast<std::size_t>(row);
+        write_quant_kv(cache, test.sequences[at], test.positions[at], key, value);
+      },
+      [&](const PagedQueries& queries) { quant_paged_attention(cache, queries); });
+}
+
 struct Group {
   const char* name;
   Digest (*run)();
 };
 constexpr Group kGroups[] = {{"activations", activations}, {"norms", norms},     {"ropes", ropes},
                              {"losses", losses},           {"updates", updates}, {"products", products},
-                             {"quantised_products", quantised_products}};
+                             {"quantised_products", quantised_products},
+                             {"paged_attention", paged},   {"rounded_attention", rounded_pages}};
 
 }  // namespace
 }  // namespace openbook
