@@ -27,14 +27,13 @@ from performance_page import machine, write_section
 from quantised_files import MODELS, gguf_file
 
 from openbook.checkpoint.model_source import open_model
-from openbook.models.sizes import cache_bytes
+from openbook.models.sizes import cache_bytes, rounded_item_bytes
 
 TITLE = "Quantised inference against its peers"
 TYPES = {8: "Q8_0", 4: "Q4_0"}
 TARGET = 1.5
 TARGET_MEMORY = 1.15
 CACHED_TOKENS = 128
-CACHE_ITEM_BYTES = 4
 NUM_IDS = 40_000  # ids below this are drawn; both vocabularies are larger
 # Most that two sides' logits may differ, as root mean square over their standard deviation: activations are rounded to
 # 8 bits on all sides, in different groups.
@@ -129,7 +128,7 @@ def compare(path: Path, threads: int, rounds: int, bits: int, limits: Limits, fi
 def memory(path: Path, threads: int, first: str) -> str:
     """The row of the table: what a process with the model holds after one step over 128 tokens."""
     config = open_model(path).config
-    needed = path.stat().st_size + cache_bytes(config, CACHED_TOKENS, CACHE_ITEM_BYTES)
+    needed = path.stat().st_size + cache_bytes(config, CACHED_TOKENS, rounded_item_bytes(config))
     prompt = np.random.default_rng(1).integers(0, NUM_IDS, (1, CACHED_TOKENS))
     held = {}
     for system in ("Openbook", "llama.cpp"):

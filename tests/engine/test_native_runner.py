@@ -21,13 +21,14 @@ from openbook.engine.choices import Dtype, Profile
 from openbook.engine.load import choose_runner
 from openbook.engine.model import Model
 from openbook.engine.native_load import load_native
-from openbook.engine.native_runner import NativeRunner
+from openbook.engine.native_runner import BLOCK_TOKENS, NativeRunner, allocate_cache
 from openbook.engine.runner import Runner
 from openbook.engine.torch_runner import TorchRunner, load_exact_runner
 from openbook.models.base import init_weights
 from openbook.models.config import DecoderConfig, ModelConfig, RopeScaling
 from openbook.models.configs.gpt2 import GPT2Config
 from openbook.models.registry import build_model
+from openbook.models.sizes import cache_bytes, rounded_item_bytes
 from openbook.ops import _native
 from openbook.ops.torch_ops import TorchOps
 
@@ -199,6 +200,15 @@ def test_without_the_native_core_the_default_is_fast(tiny_folder: Path, monkeypa
     assert choose_runner(open_model(tiny_folder), "cpu", None, None).profile == "fast"
     with pytest.raises(UserError, match="no native core"):
         choose_runner(open_model(tiny_folder), "cpu", None, "exact")
+
+
+@pytest.mark.parametrize("head_dim", [32, 64, 128])
+def test_memory_is_planned_for_the_cache_that_is_made(head_dim: int) -> None:
+    config = DecoderConfig(model_type="llama", **{**SIZES, "head_dim": head_dim})
+    for kind, item_bytes in (("float32", 4.0), ("int8", rounded_item_bytes(config))):
+        made = allocate_cache(config, 5, kind)  # type: ignore[arg-type]
+        assert sum(array.nbytes for array in made) == cache_bytes(config, 5 * BLOCK_TOKENS, item_bytes)
+        assert all(array.ctypes.data % 64 == 0 for array in made if array.dtype == np.uint8)
 
 
 def test_wrong_indices_are_refused(tiny_folder: Path) -> None:

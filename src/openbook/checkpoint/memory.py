@@ -96,6 +96,7 @@ def require_memory(
     num_sequences: int = 1,
     dtypes: Mapping[str, int] = ITEM_BYTES,
     kept: frozenset[str] = frozenset(),
+    cache_item_bytes: float | None = None,
 ) -> MemoryPlan:
     """`plan_memory`, refused where it does not fit.
 
@@ -103,6 +104,7 @@ def require_memory(
         device: whose memory: "cpu", "cuda" or "cuda:N".
         dtypes: those that the user could ask for instead, and bytes of a number in each.
         kept: see `stored_tensors`.
+        cache_item_bytes: of a number in the cache, None: as `dtype` has it.
 
     Raises:
         UserError: it does not fit (with how much is needed, how much there is, and what would fit), or a file is
@@ -110,22 +112,23 @@ def require_memory(
     """
     tensors = stored_tensors(path, kept)
     context = _context(config, context)
-    plan = _plan(tensors, config, dtype, context, num_sequences)
+    plan = _plan(tensors, config, dtype, context, num_sequences, cache_item_bytes)
     available = available_memory(device)
     if available is None or plan.total_bytes <= available:
         return plan
     choices = []
     for name in sorted(dtypes, key=lambda name: (name != dtype, -dtypes[name])):
-        least = _plan(tensors, config, name, min(LEAST_CONTEXT, context), num_sequences)
-        asked = _plan(tensors, config, name, context, num_sequences)
+        least = _plan(tensors, config, name, min(LEAST_CONTEXT, context), num_sequences, cache_item_bytes)
+        asked = _plan(tensors, config, name, context, num_sequences, cache_item_bytes)
         if asked.total_bytes <= available:
             choices.append(f"dtype {name} ({_gb(asked.total_bytes)})")
         elif least.total_bytes <= available:
             left = available - least.weight_bytes - least.compute_bytes
-            tokens = longest_context(config, left // num_sequences, ITEM_BYTES[name]) // 256 * 256
+            item = cache_item_bytes or ITEM_BYTES[name]
+            tokens = longest_context(config, left // num_sequences, item) // 256 * 256
             choices.append(f"a context of {tokens:,} tokens" + (f" in dtype {name}" if name != dtype else ""))
     smallest = min(dtypes, key=lambda name: dtypes[name])
-    needed = _plan(tensors, config, smallest, min(LEAST_CONTEXT, context), num_sequences).total_bytes
+    needed = _plan(tensors, config, smallest, min(LEAST_CONTEXT, context), num_sequences, cache_item_bytes).total_bytes
     fix = (
         f"{' or '.join(choices)} would fit"
         if choices
@@ -160,7 +163,14 @@ def available_memory(device: str = "cpu", root: Path = Path("/")) -> int | None:
         return None
 
 
-def _plan(tensors: list[StoredTensor], config: ModelConfig, dtype: str, context: int, num_sequences: int) -> MemoryPlan:
+def _plan(
+    tensors: list[StoredTensor],
+    config: ModelConfig,
+    dtype: str,
+    context: int,
+    num_sequences: int,
+    cache_item_bytes: float | None = None,
+) -> MemoryPlan:
     item = ITEM_BYTES[dtype]
     weights = sum(
         tensor.num_parameters * item if tensor.packed_bytes is None else tensor.packed_bytes
@@ -178,7 +188,7 @@ def _plan(tensors: list[StoredTensor], config: ModelConfig, dtype: str, context:
         dtype,
         context,
         weights,
-        cache_bytes(config, context, item, num_sequences),
+        cache_bytes(config, context, cache_item_bytes or item, num_sequences),
         num_sequences * (step + logits) + copy,
     )
 

@@ -11,6 +11,7 @@ from openbook.checkpoint.model_source import ModelSource
 from openbook.checkpoint.raw_matrix import BLOCK_STORAGES, RawMatrix, shared_storage
 from openbook.checkpoint.raw_weights import RawWeights
 from openbook.engine.native_runner import NativeRunner, make_decoder
+from openbook.models.sizes import rounded_item_bytes
 from openbook.ops.native_module import require_native
 
 # Types, by their names in files, that the native core computes on as they are; others are expanded to float32.
@@ -27,8 +28,9 @@ def load_native(source: ModelSource) -> NativeRunner:
             has no native core.
     """
     decoder = make_decoder(source.config)
-    require_memory(source.path, source.config, kept=KEPT_TYPES)
     weights = RawWeights(source)
+    cache_item_bytes = rounded_item_bytes(source.config) if weights.has_rounded_cache else None
+    require_memory(source.path, source.config, kept=KEPT_TYPES, cache_item_bytes=cache_item_bytes)
     for name, parts in weights.items():
         if len(parts[0].shape) == 1:
             decoder.set_vector(name, parts[0].data)

@@ -70,20 +70,25 @@ def weight_bytes(counts: ParameterCounts) -> dict[str, int]:
     return {name: round(size) for name, size in formats.items()}
 
 
-def cache_bytes(config: ModelConfig, num_tokens: int, item_bytes: int, num_sequences: int = 1) -> int:
+def cache_bytes(config: ModelConfig, num_tokens: int, item_bytes: float, num_sequences: int = 1) -> int:
     """Bytes of keys and values for sequences of `num_tokens` tokens; sliding windows keep only their latest ones.
 
     Args:
-        item_bytes: of one number: 2 for bfloat16, 4 for float32.
+        item_bytes: of one number: 2 for bfloat16, 4 for float32, `rounded_item_bytes` for 8 bits.
     """
     kept = sum(
         min(num_tokens, layer.window or num_tokens) * layer.num_heads * (layer.key_dim + layer.value_dim)
         for layer in config.cache_layers
     )
-    return kept * item_bytes * num_sequences
+    return math.ceil(kept * item_bytes) * num_sequences
 
 
-def longest_context(config: ModelConfig, num_bytes: int, item_bytes: int) -> int:
+def rounded_item_bytes(config: ModelConfig) -> float:
+    """Bytes of one number in a cache of 8 bits, with its share of the scales: of a key's 32, and of a whole value's."""
+    return 1 + (4 / 32 + 4 / config.head_dim) / 2
+
+
+def longest_context(config: ModelConfig, num_bytes: int, item_bytes: float) -> int:
     """Tokens of one sequence whose cache takes at most `num_bytes`, up to the model's limit."""
     low, high = 0, config.max_position_embeddings
     while low < high:
