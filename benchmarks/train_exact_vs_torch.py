@@ -37,6 +37,7 @@ from openbook.train.recipe import load_recipe
 TARGET = 1.0
 TITLE = "Exact training against torch"
 NUM_DOCUMENTS = 400
+ASLEEP_S = 0.02
 # Most that the first loss may differ, relative.
 TOLERANCE = 1e-5
 
@@ -66,8 +67,10 @@ def make_step(config: DecoderConfig, optim: OptimizerConfig, ops: Ops, is_compil
     return lambda batch: train_step(batch, optimizer, loss_function, 0, LEARNING_RATE, "cpu")[0]
 
 
-def seconds(step: Step, batches: list[Batch]) -> float:
-    """Of one step, mean over `batches`."""
+def seconds(step: Step, batches: list[Batch], torch_threads: int) -> float:
+    """Of one step, mean over `batches`; first the other side's threads fall asleep, which look for work for a while."""
+    torch.set_num_threads(torch_threads)
+    time.sleep(ASLEEP_S)
     began_s = time.perf_counter()
     for batch in batches:
         step(batch)
@@ -88,12 +91,15 @@ def compare(config: DecoderConfig, optim: OptimizerConfig, batches: list[Batch],
     losses = {side: step(batches[0]) for side, step in steps.items()}
     if max(losses.values()) - min(losses.values()) > TOLERANCE * losses["torch"]:
         raise SystemExit(f"the sides begin with different losses: {losses}")
-    for step in steps.values():
-        seconds(step, batches)
+    # A build in the exact profile leaves torch one thread: the others are the native core's.
+    threads = {side: 1 if side == "exact" else torch.get_num_threads() for side in steps}
+    for side, step in steps.items():
+        seconds(step, batches, threads[side])
     times: dict[str, list[float]] = {side: [] for side in steps}
     for _ in range(rounds):
         for side, step in steps.items():
-            times[side].append(seconds(step, batches))
+            times[side].append(seconds(step, batches, threads[side]))
+    torch.set_num_threads(threads["torch"])
     torch.compiler.reset()
     return times
 
