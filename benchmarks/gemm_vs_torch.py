@@ -77,7 +77,7 @@ def torch_product(a: Tensor, b: Tensor, out: Tensor) -> object:
 
 
 def seconds(product: Product, a: Tensor, b: Tensor, out: Tensor, repeats: int) -> float:
-    """Of one product, mean of `repeats`; first the other side's threads fall asleep, which look for work for a while."""
+    """Of one product, mean of `repeats`; first the other side's threads fall asleep, which spin for a while."""
     time.sleep(ASLEEP_S)
     product(a, b, out)
     product(a, b, out)

@@ -68,7 +68,7 @@ def make_step(config: DecoderConfig, optim: OptimizerConfig, ops: Ops, is_compil
 
 
 def seconds(step: Step, batches: list[Batch], torch_threads: int) -> float:
-    """Of one step, mean over `batches`; first the other side's threads fall asleep, which look for work for a while."""
+    """Of one step, mean over `batches`; first the other side's threads fall asleep, which spin for a while."""
     torch.set_num_threads(torch_threads)
     time.sleep(ASLEEP_S)
     began_s = time.perf_counter()

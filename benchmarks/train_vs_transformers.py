@@ -6,7 +6,9 @@ precision and number of threads. Our side is the step that a build takes. Paddin
 documents sorted by length within groups of 50 batches, padded to the longest of their batch. The sides take turns, a
 few steps each; the ratio is the median over the rounds.
 
-    python benchmarks/train_vs_transformers.py [--precision bf16 fp32] [--mode eager compiled] [--rounds 5] [--write]
+In fp32 our side also computes in the exact profile, against the eager loop.
+
+    python benchmarks/train_vs_transformers.py [--precision bf16 fp32] [--mode eager compiled exact] [--write]
 """
 
 from __future__ import annotations
@@ -32,9 +34,12 @@ from openbook.data.shards import map_shard
 from openbook.models.base import init_weights
 from openbook.models.config import DecoderConfig
 from openbook.models.registry import build_model, config_to_hf
+from openbook.ops import _native
+from openbook.ops.exact_ops import ExactOps
 from openbook.ops.torch_ops import TorchOps
 from openbook.tokenizer.chat import Chat, default_template
 from openbook.tokenizer.train import train_tokenizer
+from openbook.train.exact_optim import ExactOptimizer
 from openbook.train.loop import Layout, make_loss_function, train_step
 from openbook.train.optim import Optimizer, OptimizerConfig
 from openbook.train.recipe import load_recipe
@@ -46,7 +51,10 @@ NUM_DOCUMENTS = 4000
 TARGETS = {"bf16": 1.5, "fp32": 1.3}
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 GROUP_BATCHES = 50
+ASLEEP_S = 0.02
 LEARNING_RATE = 1e-3
+
+MODES = ["eager", "compiled", "exact"]
 
 # A step trains on one batch and returns the number of useful tokens in it.
 Step = Callable[[], int]
@@ -112,13 +120,15 @@ def padded_batches(corpus: Corpus, batch_size: int) -> Iterator[tuple[dict[str, 
                 yield {"input_ids": ids, "labels": labels, "attention_mask": mask}, int(mask.sum())
 
 
-def our_step(config: DecoderConfig, dtype: torch.dtype, is_compiled: bool, corpus: Corpus) -> Step:
+def our_step(config: DecoderConfig, dtype: torch.dtype, mode: str, corpus: Corpus) -> Step:
     """Openbook: the step of a build, on packed rows."""
-    model = build_model(config, TorchOps())
+    is_exact = mode == "exact"
+    model = build_model(config, ExactOps() if is_exact else TorchOps())
     init_weights(model, 1)
     model.to(dtype)
-    optimizer = Optimizer(model.named_parameters(), OptimizerConfig(kind="adamw"))
-    layout = Layout(device="cpu", threads=torch.get_num_threads(), is_compiled=is_compiled)
+    kind = ExactOptimizer if is_exact else Optimizer
+    optimizer = kind(model.named_parameters(), OptimizerConfig(kind="adamw"))
+    layout = Layout(device="cpu", threads=torch.get_num_threads(), is_compiled=mode == "compiled")
     loss_function = make_loss_function(model, layout)
     loader = ShardLoader(corpus.folder, corpus.rows_a_step, seed=1)
 
@@ -130,14 +140,14 @@ def our_step(config: DecoderConfig, dtype: torch.dtype, is_compiled: bool, corpu
     return step
 
 
-def their_step(config: DecoderConfig, dtype: torch.dtype, is_compiled: bool, corpus: Corpus) -> Step:
+def their_step(config: DecoderConfig, dtype: torch.dtype, mode: str, corpus: Corpus) -> Step:
     """Transformers: Qwen3ForCausalLM with its default attention (SDPA) on padded batches."""
     import transformers
 
     torch.manual_seed(1)
     model: Any = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**config_to_hf(config))).to(dtype).train()
     optimizer = Optimizer(model.named_parameters(), OptimizerConfig(kind="adamw"))
-    function = torch.compile(model, dynamic=True) if is_compiled else model
+    function = torch.compile(model, dynamic=True) if mode == "compiled" else model
     mean_length = statistics.mean(len(document.ids) for document in corpus.documents)
     batches = padded_batches(corpus, round(corpus.rows_a_step * corpus.max_tokens / mean_length))
 
@@ -151,8 +161,10 @@ def their_step(config: DecoderConfig, dtype: torch.dtype, is_compiled: bool, cor
     return step
 
 
-def speed(step: Step, num_steps: int) -> float:
-    """Useful tokens a second over `num_steps` steps."""
+def speed(step: Step, num_steps: int, torch_threads: int) -> float:
+    """Useful tokens a second over `num_steps` steps; first the other side's threads fall asleep."""
+    torch.set_num_threads(torch_threads)
+    time.sleep(ASLEEP_S)
     began_s = time.perf_counter()
     num_useful = sum(step() for _ in range(num_steps))
     return num_useful / (time.perf_counter() - began_s)
@@ -174,13 +186,14 @@ def main() -> None:
     """Measure, print a table, and with --write put it into docs/performance.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precision", nargs="+", choices=list(DTYPES), default=list(DTYPES))
-    parser.add_argument("--mode", nargs="+", choices=["eager", "compiled"], default=["eager", "compiled"])
+    parser.add_argument("--mode", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5, help="steps of each side in a round")
     parser.add_argument("--write", action="store_true", help="write the section of docs/performance.md")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    _native.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         measure(arguments, make_corpus(Path(folder) / "data"))
 
@@ -215,11 +228,18 @@ def measure(arguments: argparse.Namespace, corpus: Corpus) -> None:
     for precision in arguments.precision:
         dtype = DTYPES[precision]
         for mode in arguments.mode:
-            make = (config, dtype, mode == "compiled", corpus)
-            ours, theirs = our_step(*make), their_step(*make)
-            for step in (ours, theirs):
-                speed(step, 3)
-            rounds = [(speed(ours, arguments.steps), speed(theirs, arguments.steps)) for _ in range(arguments.rounds)]
+            if mode == "exact" and precision != "fp32":
+                continue
+            # A build in the exact profile leaves torch one thread: the others are the native core's.
+            sides = (
+                (our_step(config, dtype, mode, corpus), 1 if mode == "exact" else arguments.threads),
+                (their_step(config, dtype, mode, corpus), arguments.threads),
+            )
+            for step, threads in sides:
+                speed(step, 3, threads)
+            rounds = [
+                [speed(step, arguments.steps, threads) for step, threads in sides] for _ in range(arguments.rounds)
+            ]
             ratio = statistics.median(mine / other for mine, other in rounds)
             mine, other = (statistics.median(side) for side in zip(*rounds, strict=True))
             # Six operations a weight and token; attention and the logits left out at untrained tokens about cancel.
@@ -229,7 +249,10 @@ def measure(arguments: argparse.Namespace, corpus: Corpus) -> None:
             print(lines[-1], flush=True)
             torch.compiler.reset()
     if arguments.write:
-        note = "Share of GEMM peak: 6 x parameters x Openbook's tokens/s over the best square product of the same run."
+        note = (
+            "Exact: ours in the exact profile, Transformers eager. Share of GEMM peak: 6 x parameters x Openbook's "
+            "tokens/s over the best square product of the same run."
+        )
         write_section("Training against Transformers", "\n".join([machine(), "", setting, "", *lines, "", note]))
 
 
