@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from exact_paths import paths
 from openbook.checkpoint.folder import save_model
 from openbook.checkpoint.model_source import open_model
 from openbook.core.errors import UserError
@@ -29,7 +29,6 @@ from openbook.models.config import DecoderConfig, ModelConfig, RopeScaling
 from openbook.models.configs.gpt2 import GPT2Config
 from openbook.models.registry import build_model
 from openbook.models.sizes import cache_bytes, rounded_item_bytes
-from openbook.ops import _native
 from openbook.ops.torch_ops import TorchOps
 
 VOCAB = 97
@@ -122,26 +121,13 @@ def test_pieces_and_company_change_nothing(pair: Pair, piece: int, monkeypatch: 
         np.testing.assert_array_equal(got, expected[end - 1])
 
 
-def each_machine() -> Iterator[tuple[str, int]]:
-    for isa in _native.available_isas():
-        for threads in (1, 2, 3, 8):
-            yield isa, threads
-
-
 @pytest.mark.parametrize("name", ["qwen3", "gpt2"])
 def test_every_instruction_set_and_thread_count(name: str, tmp_path: Path) -> None:
     config = CONFIGS[name]
     folder = make_folder(config, tmp_path / "model")
-    before = _native.isa(), _native.num_threads()
     ids, found = tokens(2, 70), set()
-    try:
-        for isa, threads in each_machine():
-            _native.set_isa(isa)
-            _native.set_num_threads(threads)
-            found.add(load_native(open_model(folder)).logits(ids).tobytes())
-    finally:
-        _native.set_isa(before[0])
-        _native.set_num_threads(before[1])
+    for _ in paths():
+        found.add(load_native(open_model(folder)).logits(ids).tobytes())
     assert len(found) == 1
 
 

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from exact_paths import paths
 from openbook.core.errors import UserError
 from openbook.models.cache import NO_POSITION
 from openbook.ops import _native
 from openbook.ops.base import AttentionMask
 from openbook.ops.exact_attention import exact_attention, prepare_exact_mask
 from openbook.ops.torch_ops import visible_keys
-
-
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    isa, threads = _native.isa(), _native.num_threads()
-    yield
-    _native.set_isa(isa)
-    _native.set_num_threads(threads)
 
 
 def packed_mask(*rows: list[int], window: int | None = None) -> AttentionMask:
@@ -155,11 +146,9 @@ def test_bits_do_not_depend_on_instruction_set_or_threads(name: str, kind: str) 
         k[0, 3, 0, 2], k[-1, 9, 1, 0], v[0, 5, 1, 3], v[-1, 12, 0, 0] = torch.nan, torch.inf, torch.inf, torch.nan
         grad[0, 2, 1, 1], q[-1, 3, 3, 3] = torch.nan, -torch.inf
     expected = None
-    for isa, threads in itertools.product(_native.available_isas(), (1, 2, 3, 8)):
+    for isa, threads in paths():
         if threads not in (1, 3) and isa != _native.available_isas()[-1]:
             continue
-        _native.set_isa(isa)
-        _native.set_num_threads(threads)
         got = run(mask, q, k, v, grad, sinks)
         expected = got if expected is None else expected
         assert_same_bits(got, expected)

@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from exact_paths import SPECIAL, normal, paths
 from openbook.core.errors import UserError
 from openbook.ops import _native as native
 from openbook.ops.exact_linear import exact_embedding, exact_linear, exact_matmul
 
 # M, N, K: nothing divides anything; the last two have several pieces of k and of rows.
 SHAPES = [(1, 1, 1), (1, 33, 5), (3, 32, 7), (15, 47, 17), (29, 70, 513), (5, 3, 0), (131, 65, 1100), (300, 129, 40)]
-SPECIAL = [0.0, -0.0, 1e-40, -1e-45, 3e38, -3e38, float("inf"), float("-inf"), float("nan")]
-
-
-@pytest.fixture(autouse=True)
-def restore_native() -> Iterator[None]:
-    isa, num_threads = native.isa(), native.num_threads()
-    yield
-    native.set_isa(isa)
-    native.set_num_threads(num_threads)
-
-
-def paths() -> Iterator[tuple[str, int]]:
-    for isa in native.available_isas():
-        for num_threads in (1, 2, 3, 8):
-            native.set_isa(isa)
-            native.set_num_threads(num_threads)
-            yield isa, num_threads
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def with_specials(x: Tensor, seed: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from exact_paths import paths
 from openbook.ops import _native
 from openbook.ops.base import AttentionMask
 from openbook.ops.exact_ops import ExactOps
@@ -20,14 +20,6 @@ Floats = NDArray[np.float32]
 
 LENGTHS = [75, 1, 16, 33, 130]
 SCALE = 0.3
-
-
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    isa, threads = _native.isa(), _native.num_threads()
-    yield
-    _native.set_isa(isa)
-    _native.set_num_threads(threads)
 
 
 class Sequences:
@@ -158,9 +150,7 @@ def test_bits_are_those_of_one_pass(
 @pytest.mark.parametrize(("kind", "H"), [(Sequences, 48), (RoundedSequences, 64)])
 def test_bits_do_not_depend_on_instruction_set_or_threads(kind: type[Sequences], H: int) -> None:
     expected = kind(6, 2, H, 40, True).whole()
-    for isa, threads in itertools.product(_native.available_isas(), (1, 2, 8)):
-        _native.set_isa(isa)
-        _native.set_num_threads(threads)
+    for _ in paths():
         for steps in ("chunks of 16", "all at once"):
             assert_equal_to_whole(kind(6, 2, H, 40, True), STEPS[steps](), expected)
 
@@ -173,9 +163,7 @@ def test_one_row_over_a_long_sequence_has_the_same_bits_with_any_number_of_threa
     table, sequence = random.permutation(130).astype(np.int32)[None], np.zeros(1, np.int32)
     for window, position in ((0, 2073), (1500, 2050), (0, 255)):
         found = set()
-        for isa, threads in itertools.product(_native.available_isas(), (1, 2, 3, 8)):
-            _native.set_isa(isa)
-            _native.set_num_threads(threads)
+        for _ in paths():
             out, place = np.empty_like(q), np.array([position], np.int32)
             _native.paged_attention(q, keys, values, table, sequence, place, 0.3, window, None, out)
             found.add(out.tobytes())

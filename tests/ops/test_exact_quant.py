@@ -2,49 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from exact_paths import paths
 from openbook.core.errors import UserError
 from openbook.ops import _native as native
 from openbook.ops.exact_quant import KIND_BYTES, LAYOUT, QuantMatrix, packed_bytes
+from openbook.ops.exact_rounded_attention import fma
 
 Floats = NDArray[np.float32]
 KINDS = list(KIND_BYTES)
 # M, N, K: outputs that fill no panel, one block, tiles of every height.
 SHAPES = [(1, 1, 32), (2, 33, 64), (3, 16, 96), (7, 95, 32), (13, 32, 160), (40, 47, 64)]
-
-
-@pytest.fixture(autouse=True)
-def restore_native() -> Iterator[None]:
-    isa, num_threads = native.isa(), native.num_threads()
-    yield
-    native.set_isa(isa)
-    native.set_num_threads(num_threads)
-
-
-def paths() -> Iterator[str]:
-    for isa in native.available_isas():
-        for num_threads in (1, 2, 3, 8):
-            native.set_isa(isa)
-            native.set_num_threads(num_threads)
-            yield f"{isa}, {num_threads} threads"
-
-
-def fma(x: Floats, y: Floats, z: Floats) -> Floats:
-    """x * y + z, rounded once. Products of floats are exact in float64; the sum there is rounded to odd, which a second
-    rounding to fewer digits does not show (Boldo and Melquiond, 2008)."""
-    product, addend = np.float64(x) * np.float64(y), np.float64(z)
-    total = product + addend
-    part = total - product
-    error = (product - (total - part)) + (addend - part)
-    is_even = (total.view(np.int64) & 1) == 0
-    is_inexact = np.isfinite(total) & (error != 0)
-    towards = np.where((error > 0), np.inf, -np.inf)
-    return np.where(is_inexact & is_even, np.nextafter(total, towards), total).astype(np.float32)
 
 
 def half(x: Floats) -> Floats:

@@ -15,13 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from shard_folder import write_shard_folder
 
 from openbook.checkpoint.state_root import state_roots
 from openbook.checkpoint.train_state import TrainPosition
-from openbook.core.files import write_json
 from openbook.data.loader import ShardLoader
-from openbook.data.pack import Document, pack, to_arrays
-from openbook.data.shards import FORMAT, Manifest, write_shard
+from openbook.data.pack import Document
 from openbook.models.base import init_weights
 from openbook.models.registry import build_model
 from openbook.release.training import make_ops, make_optimizer, use_threads
@@ -45,28 +44,7 @@ def write_rows(folder: Path, row_tokens: int) -> None:
         length, first, step = 60 + next(words) % 90, next(words) % VOCAB_SIZE, 1 + next(words) % 3
         ids = ((first + step * np.arange(length)) % VOCAB_SIZE).astype(np.uint16)
         documents.append(Document(number, ids, (np.arange(length) >= length // 4).astype(np.uint8)))
-    rows = list(pack(documents, row_tokens, 16))[:NUM_ROWS]
-    file = write_shard(folder / "rows-00000.safetensors", to_arrays(rows, row_tokens, 0, np.uint16))
-    manifest = Manifest(
-        format=FORMAT,
-        stage="full",
-        seed=0,
-        mixture=[],
-        documents=len(documents),
-        rows=NUM_ROWS,
-        row_tokens=row_tokens,
-        tokens=0,
-        trained_tokens=0,
-        padding_share=0.0,
-        documents_by_task={},
-        tokens_by_task={},
-        refused={},
-        generators={},
-        licenses={},
-        tokenizer_sha256="",
-        files=[file],
-    )
-    write_json(folder / "manifest.json", manifest)
+    write_shard_folder(folder, "full", documents, NUM_ROWS, row_tokens)
 
 
 def train_nano(folder: Path, threads: int, *milestones: int) -> dict[str, str]:

@@ -11,15 +11,14 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from shard_folder import write_shard_folder
 
 from openbook.checkpoint.state_root import state_roots
 from openbook.checkpoint.train_state import TrainPosition, latest_train_state, load_train_state
 from openbook.core.config import convert
 from openbook.core.errors import CheckError
-from openbook.core.files import write_json
 from openbook.data.loader import ShardLoader
-from openbook.data.pack import Document, pack, to_arrays
-from openbook.data.shards import FORMAT, Manifest, write_shard
+from openbook.data.pack import Document
 from openbook.models.base import CausalModel, init_weights
 from openbook.models.config import DecoderConfig
 from openbook.models.context import DenseContext
@@ -58,29 +57,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ids = (int(draw.integers(VOCAB)) + int(draw.integers(1, 4)) * np.arange(length)) % VOCAB
         mask = (np.arange(length) >= length // 3).astype(np.uint8)
         documents.append(Document(number, ids.astype(np.uint16), mask))
-    rows = list(pack(documents, ROW_TOKENS, 16))[:NUM_ROWS]
-    assert len(rows) == NUM_ROWS
-    file = write_shard(folder / "rows-00000.safetensors", to_arrays(rows, ROW_TOKENS, 0, np.uint16))
-    manifest = Manifest(
-        format=FORMAT,
-        stage="main",
-        seed=0,
-        mixture=[],
-        documents=60,
-        rows=NUM_ROWS,
-        row_tokens=ROW_TOKENS,
-        tokens=0,
-        trained_tokens=0,
-        padding_share=0.0,
-        documents_by_task={},
-        tokens_by_task={},
-        refused={},
-        generators={},
-        licenses={},
-        tokenizer_sha256="",
-        files=[file],
-    )
-    write_json(folder / "manifest.json", manifest)
+    write_shard_folder(folder, "main", documents, NUM_ROWS, ROW_TOKENS)
     return folder
 
 

@@ -110,11 +110,11 @@ def _products(a: NDArray[np.int64], a_scales: Floats, b: NDArray[np.int64], b_sc
     for block in range(a_scales.shape[1]):
         part = slice(BLOCK * block, BLOCK * (block + 1))
         factors = b_scales[None, :, block] * a_scales[:, None, block]
-        sums = _fma((a[:, part] @ b[:, part].T).astype(np.float32), factors, sums)
+        sums = fma((a[:, part] @ b[:, part].T).astype(np.float32), factors, sums)
     return sums
 
 
-def _fma(a: Floats, b: Floats, c: Floats) -> Floats:
+def fma(a: Floats, b: Floats, c: Floats) -> Floats:
     """a * b + c, rounded once: exactly in float64 and an error term, which decides between two neighbours.
 
     Rounding to odd first makes the second rounding right (Boldo and Melquiond, doi 10.1109/TC.2007.70819).
