@@ -26,12 +26,10 @@ constexpr int kProductRows = 3, kProductVecs = 1;
 // Codes4 holds 16 times 4 weights from 0 to 15, Codes8 16 times 4 weights of Q8_0. If kHasOffset, Codes8 keeps them as
 // q + 128 and sums start from QuantBlock::start_q8; otherwise they are q and sums start from 0.
 
-#if defined(OPENBOOK_ISA_avx512vnni)
+#if defined(OPENBOOK_ISA_avx512vnni) || defined(OPENBOOK_ISA_avx512)
 
-constexpr bool kHasOffset = true;
 struct Ints { __m512i v; };
 struct Fours { __m512i v; };
-struct Codes8 { __m512i v; };
 struct Codes4 { __m512i v; };
 struct Nibbles { Codes4 low, high; };
 
@@ -43,39 +41,23 @@ OPENBOOK_INLINE Fours splat_four(const std::int8_t* p) {
   std::memcpy(&four, p, 4);
   return {_mm512_set1_epi32(four)};
 }
-OPENBOOK_INLINE Codes8 load_codes8(const std::uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 OPENBOOK_INLINE Nibbles load_nibbles(const std::uint8_t* p) {
   const __m512i both = _mm512_loadu_si512(p), mask = _mm512_set1_epi8(15);
   return {{_mm512_and_si512(both, mask)}, {_mm512_and_si512(_mm512_srli_epi16(both, 4), mask)}};
 }
+#if defined(OPENBOOK_ISA_avx512vnni)
+constexpr bool kHasOffset = true;
+struct Codes8 { __m512i v; };
+OPENBOOK_INLINE Codes8 load_codes8(const std::uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 OPENBOOK_INLINE Ints dot(Ints sum, Codes8 w, Fours x) { return {_mm512_dpbusd_epi32(sum.v, w.v, x.v)}; }
 OPENBOOK_INLINE Ints dot(Ints sum, Codes4 w, Fours x) { return {_mm512_dpbusd_epi32(sum.v, w.v, x.v)}; }
-
-#elif defined(OPENBOOK_ISA_avx512)
-
+#else
 constexpr bool kHasOffset = false;
-struct Ints { __m512i v; };
-struct Fours { __m512i v; };
 struct Codes8 { __m512i magnitude; __mmask64 is_negative; };
-struct Codes4 { __m512i v; };
-struct Nibbles { Codes4 low, high; };
-
-OPENBOOK_INLINE Ints zero_ints() { return {_mm512_setzero_si512()}; }
-OPENBOOK_INLINE Ints splat_int(const std::int32_t* p) { return {_mm512_set1_epi32(*p)}; }
-OPENBOOK_INLINE Vec to_floats(Ints a) { return {_mm512_cvtepi32_ps(a.v)}; }
-OPENBOOK_INLINE Fours splat_four(const std::int8_t* p) {
-  std::int32_t four;
-  std::memcpy(&four, p, 4);
-  return {_mm512_set1_epi32(four)};
-}
 // The sign goes to the activation: then pairs of products stay within 2 * 128 * 127, and 16 bits do not saturate.
 OPENBOOK_INLINE Codes8 load_codes8(const std::uint8_t* p) {
   const __m512i w = _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(-128));
   return {_mm512_abs_epi8(w), _mm512_movepi8_mask(w)};
-}
-OPENBOOK_INLINE Nibbles load_nibbles(const std::uint8_t* p) {
-  const __m512i both = _mm512_loadu_si512(p), mask = _mm512_set1_epi8(15);
-  return {{_mm512_and_si512(both, mask)}, {_mm512_and_si512(_mm512_srli_epi16(both, 4), mask)}};
 }
 OPENBOOK_INLINE Ints add_pairs(Ints sum, __m512i pairs) {
   return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))};
@@ -85,6 +67,7 @@ OPENBOOK_INLINE Ints dot(Ints sum, Codes8 w, Fours x) {
   return add_pairs(sum, _mm512_maddubs_epi16(w.magnitude, signed_x));
 }
 OPENBOOK_INLINE Ints dot(Ints sum, Codes4 w, Fours x) { return add_pairs(sum, _mm512_maddubs_epi16(w.v, x.v)); }
+#endif
 
 #elif defined(OPENBOOK_ISA_avx2) || defined(OPENBOOK_ISA_avxvnni)
 
