@@ -51,7 +51,7 @@ class OpenbookSide:
         from openbook.ops import _native
 
         _native.set_num_threads(spec.threads)
-        self._runner = choose_runner(open_model(spec.path), "cpu", None, "exact")
+        self._runner = choose_runner(open_model(spec.path), "cpu", None, "exact", spec.settings.get("cache"))
 
     def start(self, num_sequences: int, num_tokens: int) -> None:
         """See `Side.start`."""

@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from openbook.engine.choices import Dtype, Profile
+    from openbook.engine.choices import CacheKind, Dtype, Profile
     from openbook.engine.model import Model
     from openbook.evals.report import Report
     from openbook.tasks.base import Difficulty, Effort
 
 
 def load(
-    model: str | Path, *, profile: Profile | None = None, device: str = "cpu", dtype: Dtype | None = None
+    model: str | Path,
+    *,
+    profile: Profile | None = None,
+    device: str = "cpu",
+    dtype: Dtype | None = None,
+    cache: CacheKind | None = None,
 ) -> Model:
     """Load a bundled model by name ("nano"), or a release or Hugging Face folder by path.
 
@@ -22,13 +27,14 @@ def load(
         device: "cpu", "cuda" or "cuda:N".
         profile: "exact" or "fast"; None is exact for dense models on a CPU with no dtype asked for.
         dtype: "float32" or "bfloat16", of weights and activations in the profile fast.
+        cache: "float32" or "int8", of keys and values, for dense models in the profile exact.
 
     Raises:
         UserError: there is no such model or device, or a file of the model is missing or damaged.
     """
     from openbook.engine.model import Model
 
-    return Model.load(model, profile=profile, device=device, dtype=dtype)
+    return Model.load(model, profile=profile, device=device, dtype=dtype, cache=cache)
 
 
 def evaluate(

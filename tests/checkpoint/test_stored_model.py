@@ -15,6 +15,7 @@ from openbook.checkpoint.key_maps import KEY_MAPS
 from openbook.checkpoint.model_source import open_model
 from openbook.checkpoint.stored_model import load_stored_model
 from openbook.core.errors import UserError
+from openbook.engine.choices import CACHE_KINDS, CacheKind
 from openbook.engine.native_load import load_native
 from openbook.engine.torch_runner import load_exact_runner
 from openbook.models.base import init_weights
@@ -50,8 +51,9 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return file
 
 
-def test_the_native_runner_agrees_to_the_bit(path: Path) -> None:
-    runners = load_native(open_model(path)), load_exact_runner(open_model(path))
+@pytest.mark.parametrize("cache", CACHE_KINDS)
+def test_the_native_runner_agrees_to_the_bit(path: Path, cache: CacheKind) -> None:
+    runners = load_native(open_model(path), cache), load_exact_runner(open_model(path), cache)
     found = [runner.logits(IDS).tobytes() for runner in runners]
     batches = [runner.start(2, 96) for runner in runners]
     found += [batch.forward(IDS, np.array([80, 7])).tobytes() for batch in batches]
@@ -62,8 +64,9 @@ def test_the_native_runner_agrees_to_the_bit(path: Path) -> None:
     assert len(set(found)) == 5
 
 
-def test_every_instruction_set_and_thread_count(path: Path) -> None:
-    found = {load_native(open_model(path)).logits(IDS).tobytes() for _ in paths()}
+@pytest.mark.parametrize("cache", CACHE_KINDS)
+def test_every_instruction_set_and_thread_count(path: Path, cache: CacheKind) -> None:
+    found = {load_native(open_model(path), cache).logits(IDS).tobytes() for _ in paths()}
     assert len(found) == 1
 
 

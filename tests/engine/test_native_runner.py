@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -167,10 +168,41 @@ def test_the_exact_profile_has_its_own_device_and_dtype(
     assert expected in str(error.value) and "use profile fast" in str(error.value)
 
 
-def test_no_torch_is_imported(tiny_folder: Path) -> None:
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_cache_of_8_bits(name: str, tmp_path: Path) -> None:
+    config = msgspec.structs.replace(CONFIGS[name], hidden_size=192, head_dim=32, initializer_range=0.1)
+    source = open_model(make_folder(config, tmp_path / "model"))
+    ids = tokens(2, 50)
+    runners = choose_runner(source, "cpu", None, None, "int8"), load_exact_runner(source, "int8")
+    found = [runner.logits(ids) for runner in runners]
+    np.testing.assert_array_equal(*found)
+    plain = load_native(source).logits(ids)
+    assert 0 < np.linalg.norm(found[0] - plain) < 0.05 * np.linalg.norm(plain)
+
+
+def test_who_has_no_choice_of_a_cache(tiny_folder: Path, tmp_path: Path) -> None:
+    source = open_model(tiny_folder)
+    for arguments in (("cpu", "bfloat16", None), ("cpu", None, "fast")):
+        with pytest.raises(UserError) as error:
+            choose_runner(source, *arguments, "int8")  # type: ignore[arg-type]
+        assert str(error.value) == (
+            "the cache int8 was asked for, but only dense decoders in the profile exact have a choice: leave it out"
+        )
+    with pytest.raises(UserError, match=r"^the cache 'q8' is unknown: expected float32 or int8; correct it$"):
+        choose_runner(source, "cpu", None, None, "q8")  # type: ignore[arg-type]
+    narrow = open_model(make_folder(CONFIGS["llama"], tmp_path / "narrow"))
+    with pytest.raises(UserError) as error:
+        load_native(narrow, "int8")
+    assert str(error.value) == (
+        "the cache int8 rounds 32 features of a head together, this model's heads have 8: use the cache float32"
+    )
+
+
+@pytest.mark.parametrize("options", [[], ["--cache", "int8"]], ids=str)
+def test_no_torch_is_imported(options: list[str]) -> None:
     code = (
         "import sys\nfrom openbook.cli.main import main\n"
-        f"status = main(['run', {str(tiny_folder)!r}, 'Hello', '--max-tokens', '3'])\n"
+        f"status = main(['run', 'nano', 'Hello', '--max-tokens', '3', *{options!r}])\n"
         "assert 'torch' not in sys.modules, 'torch was imported'\nprint('done', status)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -16,16 +16,12 @@ import numpy as np
 from openbook.checkpoint.key_map import MISMATCH, Entry, matched, unfitting
 from openbook.checkpoint.key_maps import KEY_MAPS
 from openbook.checkpoint.model_source import ModelSource
-from openbook.checkpoint.raw_matrix import BLOCK_STORAGES, RawMatrix, shared_storage
+from openbook.checkpoint.raw_matrix import RawMatrix
 from openbook.core.errors import UserError
 from openbook.models.config import ModelConfig
 
 # Dense decoders, whose tables do nothing to a matrix but to take its rows or transpose it.
 RAW_FAMILIES = frozenset({"gpt2", "gpt3", "llama", "mistral", "qwen2", "qwen3"})
-
-
-# Features of a head that are rounded together in a cache of 8 bits.
-CACHE_BLOCK = 32
 
 
 class RawWeights(Mapping[str, tuple[RawMatrix, ...]]):
@@ -67,12 +63,6 @@ class RawWeights(Mapping[str, tuple[RawMatrix, ...]]):
             whole = np.concatenate([part.floats() for part in parts])
             return (RawMatrix("f32", expected, whole),)
         return tuple(part.in_order() for part in parts)
-
-    @property
-    def has_rounded_cache(self) -> bool:
-        """Whether keys and values are kept in 8 bits: if the first layer computes them by quantised weights."""
-        name = next(name for name in self._parts if name.endswith("self_attn.qkv_proj.weight"))
-        return self._config.head_dim % CACHE_BLOCK == 0 and shared_storage(self[name]) in BLOCK_STORAGES
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parts)

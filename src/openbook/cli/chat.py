@@ -15,6 +15,7 @@ import click
 
 from openbook.cli.options import (
     EFFORTS,
+    cache_option,
     dtype_option,
     effort_option,
     json_option,
@@ -27,7 +28,7 @@ from openbook.cli.stream_view import StreamView
 from openbook.core.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
-    from openbook.engine.choices import Dtype, Profile
+    from openbook.engine.choices import CacheKind, Dtype, Profile
     from openbook.engine.model import Message, Model
     from openbook.engine.request import SamplingParams
     from openbook.tasks.base import Effort
@@ -70,6 +71,7 @@ def _ctrl_c_interrupts() -> Iterator[None]:
 @click.option("--max-tokens", type=int, help="Most tokens an answer, thinking included.  [default: up to the context]")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @profile_option
+@cache_option
 @dtype_option
 @json_option
 @_ctrl_c_interrupts()
@@ -82,6 +84,7 @@ def command(
     max_tokens: int | None,
     device: str,
     profile: Profile | None,
+    cache: CacheKind | None,
     dtype: Dtype | None,
     as_json: bool,
 ) -> None:
@@ -93,7 +96,7 @@ def command(
     from openbook.engine.request import SamplingParams
 
     params = SamplingParams(temperature=temperature, seed=resolve_seed(seed, temperature), max_tokens=max_tokens)
-    loaded = Model.load(model, profile=profile, device=device, dtype=dtype)
+    loaded = Model.load(model, profile=profile, device=device, dtype=dtype, cache=cache)
     if loaded.is_base:
         raise UserError(
             f"the model {loaded.name} has no chat template, it continues texts: use `openbook run {model} TEXT`, or a "

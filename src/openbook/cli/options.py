@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from openbook.core.seeding import TRAIN_SEED_START
-from openbook.engine.choices import PROFILES
+from openbook.engine.choices import CACHE_KINDS, PROFILES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -54,6 +54,16 @@ def profile_option(function: F) -> F:
         type=click.Choice(PROFILES),
         help="exact: the same bits on every CPU, in any batch; fast: as the hardware goes, on CUDA too.  "
         "[default: exact for dense models on a CPU, unless --dtype is given]",
+    )(function)
+
+
+def cache_option(function: F) -> F:
+    """`--cache float32|int8`, passed as `cache`."""
+    return click.option(
+        "--cache",
+        type=click.Choice(CACHE_KINDS),
+        help="Of keys and values, for dense models in the profile exact; int8 takes a quarter of the memory, is faster "
+        "and rounds.  [default: float32]",
     )(function)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from openbook.cli.options import (
+    cache_option,
     dtype_option,
     effort_option,
     json_option,
@@ -22,7 +23,7 @@ from openbook.cli.stream_view import StreamView
 from openbook.core.errors import UserError
 
 if TYPE_CHECKING:
-    from openbook.engine.choices import Dtype, Profile
+    from openbook.engine.choices import CacheKind, Dtype, Profile
     from openbook.engine.model import Answer, Model
     from openbook.engine.request import SamplingParams
     from openbook.tasks.base import Effort
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 @click.option("--show-thinking/--no-thinking", default=True, show_default=True, help="Print the thinking, on stderr.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @profile_option
+@cache_option
 @dtype_option
 @json_option
 def command(
@@ -66,6 +68,7 @@ def command(
     show_thinking: bool,
     device: str,
     profile: Profile | None,
+    cache: CacheKind | None,
     dtype: Dtype | None,
     as_json: bool,
 ) -> None:
@@ -89,7 +92,7 @@ def command(
     text = _read_stdin() if prompt == "-" else prompt
     messages = [user_message(text, [image_part(path) for path in images])] if images else text
     began_s = time.monotonic()
-    loaded = Model.load(model, profile=profile, device=device, dtype=dtype)
+    loaded = Model.load(model, profile=profile, device=device, dtype=dtype, cache=cache)
     load_s = time.monotonic() - began_s
     if loaded.is_base:
         click.echo(f"({loaded.name} has no chat template: it continues the text)", err=True)

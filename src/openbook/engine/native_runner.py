@@ -9,14 +9,14 @@ Shapes: B sequences, T tokens of a row, M tokens of a step, R rows whose logits 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from openbook.checkpoint.raw_weights import RAW_FAMILIES
 from openbook.core.errors import UserError
-from openbook.engine.choices import Profile
+from openbook.engine.choices import CacheKind, Profile
 from openbook.models.config import DecoderConfig, ModelConfig
 from openbook.models.configs.gpt2 import GPT2Config
 from openbook.models.rope_frequencies import exact_frequencies
@@ -110,9 +110,6 @@ class RopeTables:
         return self._tables
 
 
-CacheKind = Literal["float32", "int8"]
-
-
 def allocate_cache(config: ModelConfig, num_blocks: int, kind: CacheKind) -> tuple[NDArray[np.float32 | np.uint8], ...]:
     """Keys and values of all layers, as `Decoder.step` takes them: two arrays of floats, or one of 8-bit pages."""
     K, H = config.num_key_value_heads, config.head_dim
@@ -130,8 +127,8 @@ def allocate_cache(config: ModelConfig, num_blocks: int, kind: CacheKind) -> tup
 class NativeRunner:
     """Wraps a native decoder whose weights are set, see `make_decoder`.
 
-    cache_kind: int8 rounds keys and values as activations are in products with quantised weights; head_dim is then a
-        multiple of 32.
+    cache_kind: int8 rounds keys and values, and what is multiplied by them, as activations are rounded in products with
+        quantised weights; head_dim is then a multiple of 32.
     """
 
     profile: Profile = "exact"

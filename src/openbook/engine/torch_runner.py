@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from openbook.checkpoint.folder import load_model
 from openbook.checkpoint.memory import require_memory
 from openbook.checkpoint.model_source import ModelSource, open_model
-from openbook.checkpoint.raw_weights import RAW_FAMILIES, RawWeights
+from openbook.checkpoint.raw_weights import RAW_FAMILIES
 from openbook.checkpoint.stored_model import load_stored_model
 from openbook.core.errors import UserError, unknown_name
-from openbook.engine.choices import Profile
+from openbook.engine.choices import CacheKind, Profile
 from openbook.engine.decode_layout import lay_out_for_decoding
 from openbook.models.base import CausalModel
 from openbook.models.context import CachedContext, DenseContext
@@ -51,21 +51,23 @@ def load_runner(source: Path | ModelSource, device: str, dtype: str) -> TorchRun
         return TorchRunner(load_model(source, TorchOps(), place, DTYPES[dtype]))
 
 
-def load_exact_runner(source: ModelSource) -> TorchRunner:
+def load_exact_runner(source: ModelSource, cache: CacheKind = "float32") -> TorchRunner:
     """Load a model whose arithmetic goes through the exact Ops, on the CPU in float32.
 
-    What the native core multiplies as it is stored (a dense decoder's Q8_0, Q4_0 and Q4_1) is that here too, and keys
-    and values are rounded where it rounds them.
+    What the native core multiplies as it is stored (a dense decoder's Q8_0, Q4_0 and Q4_1) is that here too.
+
+    Args:
+        cache: int8 is slow, and there to compare the native core with: float32 keys and values, rounded at each use.
 
     Raises:
         UserError: a file is missing or damaged, there is too little memory, or no native core.
     """
+    ops = RoundedCacheOps() if cache == "int8" else ExactOps()
     require_memory(source.path, source.config)
     with _one_thread():
         if source.config.model_type in RAW_FAMILIES:
-            has_rounded_cache = RawWeights(source).has_rounded_cache
-            return TorchRunner(load_stored_model(source, RoundedCacheOps() if has_rounded_cache else ExactOps()))
-        return TorchRunner(load_model(source, ExactOps(), torch.device("cpu"), torch.float32))
+            return TorchRunner(load_stored_model(source, ops))
+        return TorchRunner(load_model(source, ops, torch.device("cpu"), torch.float32))
 
 
 def _device(name: str) -> torch.device:
