@@ -203,19 +203,21 @@ def page(speeds: Sequence[str], sizes: Sequence[str], limits: Limits, threads: i
 
 Tokens/s with {threads} threads, median of {rounds} rounds in which the sides take turns, each in its own process: the
 prompt pass over 512 tokens, 128 tokens of one sequence behind 128, and 16 tokens of each of 32 sequences behind 32
-(`python benchmarks/decode_vs_peers.py --write`). The ratios are ours, as it is and with `--cache int8`, over the fastest
-peer of the same width, which OpenVINO with bf16 weights is not. llama.cpp keeps keys and values in 16 bits. 135M is SmolLM2, 0.6B a Qwen 3 of random weights; ours and llama.cpp read the same
-GGUF file (Q8_0, Q4_0), OpenVINO the same weights with one scale for each output (8 bits) or each 32 weights (4 bits).
-The limit: each weight is read once a step ({reading}) and multiplied in 8-bit integers ({products}), whichever
-takes longer (share: of ours as it is); both are the best of {2 + len(MODELS)} or more measurements between the models.
+(`python benchmarks/decode_vs_peers.py --write`). The ratios are ours, as it is and with `--cache int8`, over the
+fastest peer of the same width, which OpenVINO with bf16 weights is not. llama.cpp keeps keys and values in 16 bits.
+135M is SmolLM2, 0.6B a Qwen 3 of random weights; ours and llama.cpp read the same GGUF file (Q8_0, Q4_0), OpenVINO the
+same weights with one scale for each output (8 bits) or each 32 weights (4 bits). The limit: each weight is read once a
+step ({reading}) and multiplied in 8-bit integers ({products}), whichever takes longer (share: of ours as it is); both
+are the best of {2 + len(MODELS)} or more measurements between the models.
 
 Where the rest goes. Products reach 81% of the limit: a block of 32 weights takes 8 instructions that multiply and add
 four bytes, and two in floating point, which apply the scale of its weights and activations, on the same two of this
 processor's four units. In a prompt pass of the 0.6B they take 79% of the time, so that 1.5 over OpenVINO, which
 multiplies bfloat16 expanded from 4 bits once a pass, would leave them no time at all; attention with a cache of 8 bits
-takes 9%, everything else the other 12%. In float32 attention runs at 84% of the floating-point peak. One sequence reads weights at the
-speed of memory; what is missing are some 200 waits of two threads for each other a token, 2 microseconds each. With 32
-sequences the products are at their limit too, but tiles of 5 and 6 rows read weights from memory, not from a cache.
+takes 9%, everything else the other 12%. In float32 attention runs at 84% of the floating-point peak. One sequence reads
+weights at the speed of memory; what is missing are some 200 waits of two threads for each other a token, 2
+microseconds each. With 32 sequences the products are at their limit too, but tiles of 5 and 6 rows read weights from
+memory, not from a cache.
 
 {chr(10).join(speeds)}
 

@@ -1,5 +1,5 @@
-// Attention over a paged cache of 8-bit keys and values, for models with quantised weights. The same bits everywhere, and
-// whatever is computed with a row: chunks, batch, order, threads.
+// Attention over a paged cache of 8-bit keys and values, for inference. The same bits everywhere, and whatever is computed
+// with a row: chunks, batch, order, threads.
 //
 // The specification. "Rounded" is by the rules of quant.h, x = d * q with whole numbers q from -127 to 127, but for the
 // scales d = max |x| / 127, which stay float32. Features of a head and positions of a sequence are cut into blocks of 32.
