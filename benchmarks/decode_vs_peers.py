@@ -216,8 +216,9 @@ processor's four units. In a prompt pass of the 0.6B they take 79% of the time, 
 multiplies bfloat16 expanded from 4 bits once a pass, would leave them no time at all; attention with a cache of 8 bits
 takes 9%, everything else the other 12%. In float32 attention runs at 84% of the floating-point peak. One sequence reads
 weights at the speed of memory; what is missing are some 200 waits of two threads for each other a token, 2
-microseconds each. With 32 sequences products take 85% of the time at nine tenths of their limit: their weights come from
-memory for 32 rows only. A float32 cache is read at each step too, for the 0.6B half as many bytes again as the weights.
+microseconds each. With 32 sequences products take 85% of the time at nine tenths of their limit: their weights come
+from memory for 32 rows only. A float32 cache is read at each step too, for the 0.6B half as many bytes again as the
+weights.
 
 {chr(10).join(speeds)}
 
