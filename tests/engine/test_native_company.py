@@ -1,4 +1,4 @@
-"""What shares a step with a sequence changes no bit of it: 32 prompts in any company, order, pieces, over shared pages."""
+"""What shares a step with a sequence changes no bit of it: 32 prompts in any company, order and pieces, shared pages."""
 
 from __future__ import annotations
 
