@@ -1,4 +1,4 @@
-"""What shares a step with a sequence changes no bit of it: 32 prompts in any company, order and pieces, shared pages."""
+"""What shares a step with a sequence changes no bit of it: 32 prompts in any company, order and pieces."""
 
 from __future__ import annotations
 
