@@ -2,7 +2,8 @@
 
 Random weights of three small shapes: a dense Qwen 3, a mixture of experts (Qwen 3 MoE) and latent attention (DeepSeek
 V2). Both sides decode the same number of tokens behind the same prompts; the ratio is the median over alternating
-rounds. Prefill is part of both sides, and short.
+rounds. Prefill is part of both sides, and short. The dense shape is decoded in both profiles: fast, bfloat16 as on the
+other side, and exact, the default, which computes in float32 on the same bfloat16 weights.
 
     python benchmarks/decode_vs_transformers.py [--shape dense moe mla] [--batch 1 8] [--rounds 5] [--write]
 """
@@ -10,6 +11,7 @@ rounds. Prefill is part of both sides, and short.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import tempfile
@@ -23,10 +25,13 @@ import torch
 from performance_page import machine, write_section
 
 from openbook.checkpoint.folder import load_config, save_model
+from openbook.checkpoint.model_source import open_model
+from openbook.engine.choices import Dtype, Profile
+from openbook.engine.load import choose_runner
 from openbook.engine.runner import Runner
-from openbook.engine.torch_runner import load_runner
 from openbook.models.base import init_weights
 from openbook.models.registry import build_model, config_from_hf
+from openbook.ops import _native
 from openbook.ops.torch_ops import TorchOps
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -34,6 +39,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 TARGET = 1.5
 VOCAB_SIZE = 32_000
 PROMPT_TOKENS = 32
+ASLEEP_S = 0.02
 # As in config.json; what is left out has the family's defaults.
 SHAPES: dict[str, dict[str, Any]] = {
     "dense": {
@@ -102,9 +108,10 @@ def make_folder(values: dict[str, Any], folder: Path) -> None:
     save_model(model.to(torch.bfloat16), folder)
 
 
-def our_decode(folder: Path) -> Decode:
+def our_decode(folder: Path, profile: Profile) -> Decode:
     """Openbook's runner, greedy."""
-    runner: Runner = load_runner(folder, "cpu", "bfloat16")
+    dtype: Dtype | None = "bfloat16" if profile == "fast" else None
+    runner: Runner = choose_runner(open_model(folder), "cpu", dtype, profile)
 
     def decode(prompts: np.ndarray, num_tokens: int) -> list[list[int]]:
         batch = runner.start(len(prompts), prompts.shape[1] + num_tokens)
@@ -144,7 +151,8 @@ def their_decode(folder: Path) -> Decode:
 
 
 def speed(decode: Decode, prompts: np.ndarray, num_tokens: int) -> float:
-    """Tokens a second, all sequences together."""
+    """Tokens a second, all sequences together; first the other side's threads fall asleep."""
+    time.sleep(ASLEEP_S)
     began_s = time.perf_counter()
     rows = decode(prompts, num_tokens)
     taken_s = time.perf_counter() - began_s
@@ -162,9 +170,10 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the section of docs/performance.md")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    _native.set_num_threads(arguments.threads)
     lines = [
-        "| shape | parameters | batch | Openbook tokens/s | Transformers tokens/s | ratio | target |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| shape | profile | parameters | batch | Openbook tokens/s | Transformers tokens/s | ratio | target |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     print("\n".join(lines), flush=True)
     for shape in arguments.shape:
@@ -173,8 +182,10 @@ def main() -> None:
             make_folder(SHAPES[shape], folder)
             config = load_config(folder)
             num_weights = sum(p.numel() for p in build_model(config, TorchOps(), "meta").parameters())
-            sides = (our_decode(folder), their_decode(folder))
-            for batch in arguments.batch:
+            theirs = their_decode(folder)
+            profiles: tuple[Profile, ...] = ("fast", "exact") if shape == "dense" else ("fast",)
+            for profile, batch in itertools.product(profiles, arguments.batch):
+                sides = (our_decode(folder, profile), theirs)
                 prompts = np.random.default_rng(1).integers(0, VOCAB_SIZE, (batch, PROMPT_TOKENS))
                 for side in sides:
                     speed(side, prompts, 8)
@@ -182,7 +193,8 @@ def main() -> None:
                 ratio = statistics.median(mine / other for mine, other in rounds)
                 mine, other = (statistics.median(side) for side in zip(*rounds, strict=True))
                 size = f"{num_weights / 1e6:.0f}M"
-                lines.append(f"| {shape} | {size} | {batch} | {mine:,.1f} | {other:,.1f} | {ratio:.2f} | {TARGET} |")
+                speeds = f"{mine:,.1f} | {other:,.1f} | {ratio:.2f}"
+                lines.append(f"| {shape} | {profile} | {size} | {batch} | {speeds} | {TARGET} |")
                 print(lines[-1], flush=True)
     if arguments.write:
         setting = (
