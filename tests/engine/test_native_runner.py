@@ -220,6 +220,29 @@ def test_without_the_native_core_the_default_is_fast(tiny_folder: Path, monkeypa
         choose_runner(open_model(tiny_folder), "cpu", None, "exact")
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], None),
+        (["--profile", "exact"], "openbook: openbook was installed without a C++ compiler"),
+        (["--cache", "int8"], "openbook: openbook was installed without a C++ compiler"),
+    ],
+    ids=str,
+)
+def test_a_program_without_the_native_core_answers_or_says_what_is_missing(
+    options: list[str], expected: str | None
+) -> None:
+    code = (
+        "import sys\nsys.modules['openbook.ops._native'] = None\nfrom openbook.cli.main import main\n"
+        f"sys.exit(main(['run', 'nano', 'Hello', '--max-tokens', '3', *{options!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if expected is None:
+        assert done.returncode == 0, done.stderr
+    else:
+        assert done.returncode == 2 and done.stderr.startswith(expected) and done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("head_dim", [32, 64, 128])
 def test_memory_is_planned_for_the_cache_that_is_made(head_dim: int) -> None:
     config = DecoderConfig(model_type="llama", **{**SIZES, "head_dim": head_dim})

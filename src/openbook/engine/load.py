@@ -38,8 +38,9 @@ def choose_runner(
     from openbook.ops.native_module import has_native
 
     is_native = source.config.model_type in RAW_FAMILIES
+    # Whoever chooses a cache is told if there is no native core, and not given the profile fast.
     is_exact = profile == "exact" or (
-        profile is None and device == "cpu" and dtype is None and is_native and has_native()
+        profile is None and device == "cpu" and dtype is None and is_native and (cache is not None or has_native())
     )
     if cache is not None and not (is_exact and is_native):
         raise UserError(

@@ -14,7 +14,6 @@ from openbook.checkpoint.folder import load_model
 from openbook.checkpoint.memory import require_memory
 from openbook.checkpoint.model_source import ModelSource, open_model
 from openbook.checkpoint.raw_weights import RAW_FAMILIES
-from openbook.checkpoint.stored_model import load_stored_model
 from openbook.core.errors import UserError, unknown_name
 from openbook.engine.choices import CacheKind, Profile
 from openbook.engine.decode_layout import lay_out_for_decoding
@@ -22,7 +21,7 @@ from openbook.models.base import CausalModel
 from openbook.models.context import CachedContext, DenseContext
 from openbook.models.placed_images import PlacedImages
 from openbook.ops.exact_ops import ExactOps
-from openbook.ops.exact_rounded_attention import RoundedCacheOps
+from openbook.ops.native_module import require_native
 from openbook.ops.torch_ops import TorchOps
 from openbook.tokenizer.images import ImagePatches
 
@@ -62,6 +61,11 @@ def load_exact_runner(source: ModelSource, cache: CacheKind = "float32") -> Torc
     Raises:
         UserError: a file is missing or damaged, there is too little memory, or no native core.
     """
+    require_native()
+    # Only now: they import the native core, and the profile fast does without.
+    from openbook.checkpoint.stored_model import load_stored_model
+    from openbook.ops.exact_rounded_attention import RoundedCacheOps
+
     ops = RoundedCacheOps() if cache == "int8" else ExactOps()
     require_memory(source.path, source.config)
     with _one_thread():
