@@ -13,7 +13,8 @@ import openbook
 from openbook.checkpoint.model_source import open_model
 from openbook.engine.choices import CACHE_KINDS, CacheKind
 from openbook.engine.native_load import load_native
-from openbook.engine.native_runner import BLOCK_TOKENS, NativeRunner, allocate_cache
+from openbook.engine.native_runner import NativeRunner, allocate_cache
+from openbook.engine.paged import BLOCK_TOKENS
 from openbook.models.config import ModelConfig
 
 NANO = Path(openbook.__file__).parent / "releases" / "nano"

@@ -22,7 +22,8 @@ from openbook.engine.choices import Dtype, Profile
 from openbook.engine.load import choose_runner
 from openbook.engine.model import Model
 from openbook.engine.native_load import load_native
-from openbook.engine.native_runner import BLOCK_TOKENS, NativeRunner, allocate_cache
+from openbook.engine.native_runner import NativeRunner, allocate_cache
+from openbook.engine.paged import BLOCK_TOKENS
 from openbook.engine.runner import Runner
 from openbook.engine.torch_runner import TorchRunner, load_exact_runner
 from openbook.models.base import init_weights

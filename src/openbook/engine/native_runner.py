@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from openbook.checkpoint.raw_weights import RAW_FAMILIES
 from openbook.core.errors import UserError
 from openbook.engine.choices import CacheKind, Profile
+from openbook.engine.paged import BLOCK_TOKENS, PagedCache
 from openbook.models.config import DecoderConfig, ModelConfig
 from openbook.models.configs.gpt2 import GPT2Config
 from openbook.models.rope_frequencies import exact_frequencies
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from openbook.ops._native import Decoder
 
 
-# Tokens of a page of the key-value cache, as in the native core.
-BLOCK_TOKENS = 16
 # Tokens of one step at most: enough for products to run at full speed, few enough for what is between them to stay in
 # the caches.
 STEP_TOKENS = 512
@@ -146,6 +145,17 @@ class NativeRunner:
     def vocab_size(self) -> int:
         """See `Runner.vocab_size`."""
         return self._config.vocab_size
+
+    @property
+    def block_bytes(self) -> int:
+        """See `PagedRunner.block_bytes`."""
+        return sum(array.nbytes for array in allocate_cache(self._config, 1, self.cache_kind))
+
+    def paged_cache(self, num_blocks: int) -> PagedCache:
+        """See `PagedRunner.paged_cache`."""
+        from openbook.engine.native_paged import NativePagedCache
+
+        return NativePagedCache(self, self._config, num_blocks)
 
     def start(self, num_sequences: int, num_tokens: int) -> NativeBatch:
         """See `Runner.start`."""

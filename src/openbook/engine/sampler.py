@@ -8,17 +8,20 @@ and how the prompt was cut into pieces, changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from openbook.core.errors import UserError
+from openbook.engine.events import TokenLogprob
 from openbook.engine.request import SamplingParams
 
 
 def sample(
-    logits: NDArray[np.float32], params: Sequence[SamplingParams], positions: Sequence[int]
+    logits: NDArray[np.float32],
+    params: Sequence[SamplingParams],
+    positions: Sequence[int],
 ) -> NDArray[np.int64]:
     """Choose one token for each row.
 
@@ -41,13 +44,64 @@ def sample(
     tokens: NDArray[np.int64] = logits.argmax(axis=-1)
     for row, row_params in enumerate(params):
         if not row_params.is_greedy:
-            tokens[row] = _sample_row(logits[row], row_params, positions[row])
+            tokens[row] = sample_one(logits[row], row_params, positions[row])
     return tokens
 
 
-def uniform(seed: int, position: int) -> float:
-    """The random number in [0, 1) of one token: 53 bits of Philox4x64 with key `seed` and counter `position`."""
-    raw = np.random.Philox(key=seed, counter=position).random_raw()
+def sample_one(logits: NDArray[np.float32], params: SamplingParams, position: int, index: int = 0) -> int:
+    """Draw the token that will stand at `position`, from logits float32 [V], at a temperature above 0.
+
+    index: which of its request's samples it belongs to.
+    """
+    # Inverse of the cumulative distribution over ids in ascending order; a token of probability 0 is never hit,
+    # because `side="right"` steps over the flat part of the sum.
+    cumulative = np.cumsum(probabilities(logits, params))
+    drawn = uniform(params.seed, position, index) * cumulative[-1]
+    return int(np.searchsorted(cumulative, drawn, side="right"))
+
+
+def penalise(
+    logits: NDArray[np.float32], params: SamplingParams, prompt_ids: NDArray[np.int64], counts: Mapping[int, int]
+) -> None:
+    """Apply penalties and biases to logits float32 [V], in place.
+
+    The repetition penalty counts prompt and answer (arXiv 1909.05858, section 4.1), the presence and the frequency
+    penalty the answer alone, as OpenAI's API documents them; biases come last.
+
+    Args:
+        prompt_ids: the unlike token ids of the prompt.
+        counts: how often each token stands in the answer so far.
+    """
+    new = np.fromiter(counts, np.int64, len(counts))
+    if params.repetition_penalty != 1:
+        seen = np.union1d(prompt_ids, new)
+        penalty = np.float32(params.repetition_penalty)
+        logits[seen] = np.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
+    if len(new) and (params.presence_penalty or params.frequency_penalty):
+        times = np.fromiter(counts.values(), np.float32, len(counts))
+        logits[new] -= np.float32(params.presence_penalty) + np.float32(params.frequency_penalty) * times
+    for token_id, bias in params.logit_bias:
+        logits[token_id] += np.float32(bias)
+
+
+def token_logprob(logits: NDArray[np.float32], token_id: int, num_top: int) -> TokenLogprob:
+    """How likely a token is by the model's own logits float32 [V], and the `num_top` likeliest; sums in float64."""
+    shifted = logits.astype(np.float64) - float(logits.max())
+    logprobs = shifted - np.log(np.exp(shifted).sum())
+    top: list[tuple[int, float]] = []
+    if num_top:
+        ids = np.argpartition(-logprobs, min(num_top, len(logprobs) - 1))[:num_top]
+        ids = ids[np.lexsort((ids, -logprobs[ids]))]
+        top = [(int(one), float(logprobs[one])) for one in ids]
+    return TokenLogprob(token_id=token_id, logprob=float(logprobs[token_id]), top=top)
+
+
+def uniform(seed: int, position: int, index: int = 0) -> float:
+    """The random number in [0, 1) of one token: 53 bits of Philox4x64 with key `seed` and counter (position, index).
+
+    index: which of a request's samples it belongs to.
+    """
+    raw = np.random.Philox(key=seed, counter=[position, index, 0, 0]).random_raw()
     return float(int(raw) >> 11) * 2.0**-53
 
 
@@ -73,11 +127,3 @@ def probabilities(logits: NDArray[np.float32], params: SamplingParams) -> NDArra
         weights[weights < params.min_p] = 0.0
     weights /= weights.sum()
     return weights
-
-
-def _sample_row(logits: NDArray[np.float32], params: SamplingParams, position: int) -> int:
-    # Inverse of the cumulative distribution over ids in ascending order; a token of probability 0 is never hit,
-    # because `side="right"` steps over the flat part of the sum.
-    cumulative = np.cumsum(probabilities(logits, params))
-    drawn = uniform(params.seed, position) * cumulative[-1]
-    return int(np.searchsorted(cumulative, drawn, side="right"))

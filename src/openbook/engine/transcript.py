@@ -30,6 +30,8 @@ class Transcript:
         chat_format: how the model marks thinking and calls; None finds out from the tokenizer alone.
         prompt_ids: what the model was given: it may open the thinking, and it decides the ids of calls.
         tool_names: the tools on offer.
+        stop_ids: tokens that end it beside the tokenizer's own.
+        ignores_own_stops: whether it goes on behind the tokenizer's own.
     """
 
     def __init__(
@@ -40,6 +42,8 @@ class Transcript:
         chat_format: ChatFormat | None = None,
         prompt_ids: Sequence[int] = (),
         tool_names: Collection[str] = (),
+        stop_ids: Collection[int] = (),
+        ignores_own_stops: bool = False,
     ) -> None:
         chat_format = chat_format or detect_format(tokenizer.control_tokens, "")
         control = tokenizer.control_tokens
@@ -47,7 +51,9 @@ class Transcript:
         self.tool_calls: list[ToolCall] = []  # each as soon as it is complete
         self.is_stopped = False
         self._tokenizer, self._prompt_ids = tokenizer, prompt_ids
-        self._stop_ids = tokenizer.stop_ids | {control[token] for token in chat_format.stops if token in control}
+        own = tokenizer.stop_ids | {control[token] for token in chat_format.stops if token in control}
+        self.own_stop_ids = own  # where the model itself would end
+        self._stop_ids = frozenset(stop_ids) | (frozenset() if ignores_own_stops else own)
         self._control = {index: token for token, index in control.items()}
         self._decoder = StreamDecoder(tokenizer)
         self._parser = make_parser(
