@@ -15,8 +15,8 @@ from openbook.engine.block_manager import BlockManager
 from openbook.engine.paged import BLOCK_TOKENS
 from openbook.engine.sequence import Sequence
 
-# A prompt is read in pieces of no fewer tokens, if the budget allows: smaller ones use the weights too little.
-_LEAST_PIECE = 64
+# A prompt gets at least this part of what a step has for prompts: smaller pieces use the weights too little.
+_LEAST_SHARE = 4
 
 
 @dataclass(frozen=True)
@@ -191,4 +191,4 @@ class Scheduler:
 
 def _share(budget: int, num_reading: int) -> int:
     """Tokens for one of `num_reading` prompts that are read at the same time."""
-    return min(budget, max(-(-budget // max(num_reading, 1)), _LEAST_PIECE))
+    return -(-budget // min(max(num_reading, 1), _LEAST_SHARE))
