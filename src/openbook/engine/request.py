@@ -124,6 +124,7 @@ class Request:
         priority: lower is served first; equal ones in the order in which they came.
         adapter: the name of a loaded adapter; None is the model as it is.
         tool_names: the tools on offer, which decide what counts as a call.
+        is_text: the prompt is a text to continue, not a conversation: no thinking or calls are looked for.
 
     Raises:
         UserError: no sample is asked for.
@@ -137,6 +138,7 @@ class Request:
     priority: int = 0
     adapter: str | None = None
     tool_names: tuple[str, ...] = ()
+    is_text: bool = False
 
     def __post_init__(self) -> None:
         _require(self.num_samples >= 1, "n", self.num_samples, "1 or more")

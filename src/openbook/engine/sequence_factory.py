@@ -56,6 +56,7 @@ class SequenceFactory:
             tool_names=request.tool_names,
             stop_ids=params.stop_ids,
             ignores_own_stops=params.ignore_eos,
+            is_text=request.is_text,
         )
         grammar = thinking = None
         if params.constraint is not None:
@@ -63,7 +64,8 @@ class SequenceFactory:
         if grammar is not None or params.thinking_budget is not None:
             from openbook.engine.thinking import ThinkingTracker
 
-            thinking = ThinkingTracker(self._tokenizer, self._format, request.prompt_ids, params.thinking_budget)
+            chat_format = ChatFormat() if request.is_text else self._format
+            thinking = ThinkingTracker(self._tokenizer, chat_format, request.prompt_ids, params.thinking_budget)
         return Sequence(
             request=request,
             index=index,

@@ -32,6 +32,7 @@ class Transcript:
         tool_names: the tools on offer.
         stop_ids: tokens that end it beside the tokenizer's own.
         ignores_own_stops: whether it goes on behind the tokenizer's own.
+        is_text: it continues a text: everything is answer, from the first line break on.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Transcript:
         tool_names: Collection[str] = (),
         stop_ids: Collection[int] = (),
         ignores_own_stops: bool = False,
+        is_text: bool = False,
     ) -> None:
         chat_format = chat_format or detect_format(tokenizer.control_tokens, "")
         control = tokenizer.control_tokens
@@ -56,6 +58,12 @@ class Transcript:
         self._stop_ids = frozenset(stop_ids) | (frozenset() if ignores_own_stops else own)
         self._control = {index: token for token, index in control.items()}
         self._decoder = StreamDecoder(tokenizer)
+        self._is_text = is_text
+        if is_text:
+            chat_format = ChatFormat()
+            # What follows is no first text: SentencePiece families would drop its leading space.
+            self._decoder.feed([index for index in prompt_ids[-1:] if index not in self._control])
+            self._decoder.flush()
         self._parser = make_parser(
             chat_format,
             control,
@@ -108,7 +116,7 @@ class Transcript:
             self.reasoning += text
         else:
             # Some families put empty lines between the closing mark and the answer.
-            text = text if self.text else text.lstrip("\n")
+            text = text if self.text or self._is_text else text.lstrip("\n")
             self.text += text
         return [Piece(kind, text)] if text else []
 
