@@ -266,11 +266,13 @@ class _WordCache:
         ids: list[int] = []
         known = self._ids
         for word in self._PATTERN.findall(text):
-            if word not in known:
+            word_ids = known.get(word)  # looked up once: another thread may clear the cache meanwhile
+            if word_ids is None:
+                word_ids = self._tokenizer.encode(word, add_special_tokens=False).ids
                 if len(known) >= self._MAX_WORDS:
                     known.clear()
-                known[word] = self._tokenizer.encode(word, add_special_tokens=False).ids
-            ids += known[word]
+                known[word] = word_ids
+            ids += word_ids
         return ids
 
 
