@@ -17,8 +17,11 @@ from openbook.checkpoint.raw_weights import RAW_FAMILIES
 from openbook.core.errors import UserError, unknown_name
 from openbook.engine.choices import CacheKind, Profile
 from openbook.engine.decode_layout import lay_out_for_decoding
+from openbook.engine.paged import BLOCK_TOKENS
+from openbook.engine.torch_paged import TorchPagedCache
 from openbook.models.base import CausalModel
 from openbook.models.context import CachedContext, DenseContext
+from openbook.models.paged_cache import block_bytes
 from openbook.models.placed_images import PlacedImages
 from openbook.ops.exact_ops import ExactOps
 from openbook.ops.native_module import require_native
@@ -112,6 +115,15 @@ class TorchRunner:
         """See `Runner.vocab_size`."""
         return self._model.config.vocab_size
 
+    @property
+    def block_bytes(self) -> int:
+        """See `PagedRunner.block_bytes`."""
+        return block_bytes(self._model.config, BLOCK_TOKENS, self._dtype)
+
+    def paged_cache(self, num_blocks: int) -> TorchPagedCache:
+        """See `PagedRunner.paged_cache`."""
+        return TorchPagedCache(self._model, num_blocks, self._computing)
+
     def start(self, num_sequences: int, num_tokens: int) -> _TorchBatch:
         """See `Runner.start`."""
         context = CachedContext(self._model.config, num_sequences, num_tokens, self._dtype, self._device)
@@ -131,11 +143,7 @@ class TorchRunner:
     ) -> NDArray[np.float32]:
         """One step of a batch, see `RunnerBatch.forward`; `context` takes the keys and values."""
         context.append(counts.tolist())
-        with self._threads(token_ids.size):
-            if token_ids.shape[1] == 1 and not self._is_laid_out:
-                # Only now: before the first token it would be waited for.
-                lay_out_for_decoding(self._model)
-                self._is_laid_out = True
+        with self._computing(token_ids.size, token_ids.shape[1] == 1):
             hidden_BTD = self._model.hidden_states(torch.from_numpy(token_ids).to(self._device), context)
             # Only the last real token's row goes through the output projection, the largest matrix of a small model.
             last_B = torch.from_numpy(counts - 1).to(self._device)
@@ -148,6 +156,16 @@ class TorchRunner:
         num_patches = sum(len(image) for row in patches for image in row)
         with self._threads(num_patches):
             return self._model.place_images(prompts, patches, [[image.grid for image in row] for row in images])
+
+    @contextmanager
+    def _computing(self, num_tokens: int, is_decoding: bool) -> Iterator[None]:
+        """What surrounds a step of `num_tokens` tokens: its threads, and matrices laid out for decoding."""
+        with self._threads(num_tokens):
+            if is_decoding and not self._is_laid_out:
+                # Only now: before the first token it would be waited for.
+                lay_out_for_decoding(self._model)
+                self._is_laid_out = True
+            yield
 
     def _threads(self, num_tokens: int) -> AbstractContextManager[None]:
         """As many threads as a step of `num_tokens` tokens is worth."""

@@ -66,7 +66,33 @@ class CausalModel(nn.Module):
         Raises:
             UserError: the model reads no images, or a prompt has not as many image tokens as its images need.
         """
-        raise UserError(f"a model of the family {self.config.model_type} reads no images: send text only")
+        rows = zip(patches, grids, strict=True)
+        # One image at a time: that bounds the memory.
+        features = [self.encode_image(*image) for row in rows for image in zip(*row, strict=True)]
+        return self.place_features(prompts, grids, torch.cat(features))
+
+    def encode_image(self, patches: Tensor, grid: Grid) -> Tensor:
+        """What stands in the place of an image's tokens, [tokens, D]; arguments as one image's of `place_images`.
+
+        Raises:
+            UserError: the model reads no images, or none of such patches.
+        """
+        raise self._sees_nothing()
+
+    def place_features(
+        self, prompts: Sequence[Sequence[int]], grids: Sequence[Sequence[Grid]], features: Tensor
+    ) -> PlacedImages:
+        """`place_images` of what `encode_image` made of all images, one after the other, [F, D].
+
+        Who asks for positions alone may give no features.
+
+        Raises:
+            UserError: as `place_images`.
+        """
+        raise self._sees_nothing()
+
+    def _sees_nothing(self) -> UserError:
+        return UserError(f"a model of the family {self.config.model_type} reads no images: send text only")
 
     def forward(self, ids: Tensor, context: AttentionContext) -> Tensor:
         """ids int64 [B, T] to logits [B, T, V]."""

@@ -69,8 +69,7 @@ class PlacedImages:
 
     def embed(self, ops: Ops, x_BTD: Tensor, places_BT: Tensor) -> Tensor:
         """The embedded tokens x [B, T, D] at `places` [B, T] of their sequences, images in their place."""
-        rows_BT = self.rows.gather(1, places_BT.clamp_max(self.rows.shape[1] - 1))
-        return torch.where(rows_BT[..., None] < 0, x_BTD, ops.embedding(rows_BT.clamp_min(0), self.features))
+        return self._put(ops, x_BTD, self.rows.gather(1, places_BT.clamp_max(self.rows.shape[1] - 1)))
 
     def positions_at(self, places_BT: Tensor) -> Tensor:
         """Positions of the tokens at `places` [B, T] of their sequences, int64 [3, B, T]."""
@@ -81,6 +80,24 @@ class PlacedImages:
     def select(self, rows: Tensor) -> Self:
         """Those of the sequences at `rows`, int64 [B']."""
         return replace(self, rows=self.rows.index_select(0, rows), positions=self.positions.index_select(1, rows))
+
+    def _put(self, ops: Ops, x_BTD: Tensor, rows_BT: Tensor) -> Tensor:
+        return torch.where(rows_BT[..., None] < 0, x_BTD, ops.embedding(rows_BT.clamp_min(0), self.features))
+
+
+class StepImages(PlacedImages):
+    """Images among the tokens of one forward alone: `rows` [B, T] and `positions` [3, B, T] are of these tokens.
+
+    Made by who knows the places already, for tokens of many sequences in one batch.
+    """
+
+    def embed(self, ops: Ops, x_BTD: Tensor, places_BT: Tensor) -> Tensor:
+        """See `PlacedImages.embed`; a table without features changes nothing."""
+        return self._put(ops, x_BTD, self.rows) if len(self.features) else x_BTD
+
+    def positions_at(self, places_BT: Tensor) -> Tensor:
+        """See `PlacedImages.positions_at`."""
+        return self.positions
 
 
 def _positions(places: Tensor, grids: Sequence[Grid], num_places: int) -> Iterator[Tensor]:

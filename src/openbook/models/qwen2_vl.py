@@ -29,21 +29,22 @@ class Qwen2VL(Qwen2):
         super().__init__(config, ops)
         self.visual = VisionTower(config.vision_config, ops)
 
-    def place_images(
-        self, prompts: Sequence[Sequence[int]], patches: Sequence[Sequence[Tensor]], grids: Sequence[Sequence[Grid]]
+    def encode_image(self, patches: Tensor, grid: Grid) -> Tensor:
+        """See `CausalModel.encode_image`."""
+        expected = self.config.vision_config.patch_dim
+        if patches.shape[1] != expected:
+            raise UserError(
+                f"an image's patches have {patches.shape[1]} values, config.json says {expected}: it and "
+                "preprocessor_config.json do not belong together, fetch both again"
+            )
+        features: Tensor = self.visual(patches, grid)
+        return features
+
+    def place_features(
+        self, prompts: Sequence[Sequence[int]], grids: Sequence[Sequence[Grid]], features: Tensor
     ) -> PlacedImages:
-        """See `CausalModel.place_images`."""
-        vision = self.config.vision_config
-        merge = vision.spatial_merge_size
-        for image in (image for row in patches for image in row):
-            if image.shape[1] != vision.patch_dim:
-                raise UserError(
-                    f"an image's patches have {image.shape[1]} values, config.json says {vision.patch_dim}: it and "
-                    "preprocessor_config.json do not belong together, fetch both again"
-                )
-        rows = zip(patches, grids, strict=True)
-        # One image at a time: that bounds the memory.
-        features = torch.cat([self.visual(*image) for row in rows for image in zip(*row, strict=True)])
+        """See `CausalModel.place_features`."""
+        merge = self.config.vision_config.spatial_merge_size
         merged = [[(height // merge, width // merge) for height, width in row] for row in grids]
         return PlacedImages.place(prompts, merged, features, self.config.image_token_id)
 
