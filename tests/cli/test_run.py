@@ -85,6 +85,7 @@ def test_json_is_one_object_with_everything(thinker: Model, capsys: pytest.Captu
             "max_tokens": None,
             "seed": 5,
         },
+        "receipt": None,
     }
 
 

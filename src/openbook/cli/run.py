@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from openbook.engine.request import SamplingParams
     from openbook.tasks.base import Effort
 
+# The sampling parameters that the command has options for.
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "stop", "max_tokens", "seed")
+
 
 @click.command("run", short_help="Give one prompt to a model and print its answer.")
 @model_argument()
@@ -145,11 +148,12 @@ def _result(
         "finish_reason": answer.finish_reason,
         "token_ids": answer.token_ids,
         "usage": answer.usage,
-        "sampling": params,
+        "sampling": {name: getattr(params, name) for name in _SAMPLING},
         "timings": {
             "load_s": round(load_s, 4),
             "first_token_s": round(first_s, 4),
             "total_s": round(total_s, 4),
             "tokens_per_s": round(num_more / rest_s, 1) if num_more and rest_s else None,
         },
+        "receipt": answer.receipt,
     }

@@ -116,14 +116,18 @@ class Engine:
         """Sequences that hold no blocks yet."""
         return len(self._scheduler.waiting)
 
-    def prepare(self, request: Request) -> Sequence:
+    def prepare(self, request: Request, index: int = 0, most_tokens: int | None = None) -> Sequence:
         """The first sequence of a request, checked; may be called from any thread, and takes a while for a grammar.
+
+        Args:
+            index: the sample of which the first shall be; its random numbers are those of that sample.
+            most_tokens: a limit beside those of the request and the context.
 
         Raises:
             UserError: the prompt is empty or past the context, or its constraint or a token id is wrong.
         """
         limit = request.num_new_tokens(self.max_model_len)
-        return self._factory.make(request, limit)
+        return self._factory.make(request, limit if most_tokens is None else min(limit, most_tokens), index)
 
     def add(self, sequence: Sequence) -> None:
         """Let a prepared request take part from the next step on."""

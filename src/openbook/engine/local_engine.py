@@ -42,12 +42,12 @@ class LocalEngine:
     """See `EngineClient`. The thread starts with the first request.
 
     Args:
-        engine: what computes; nobody else may call it any more.
+        engine: what computes; nobody else may call it once there was a request.
         adapters: loads and unloads adapters; None where the model takes none.
     """
 
     def __init__(self, engine: Engine, adapters: AdapterStore | None = None) -> None:
-        self._engine, self._store = engine, adapters
+        self.engine, self._store = engine, adapters
         self._commands: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -58,18 +58,18 @@ class LocalEngine:
     @property
     def max_model_len(self) -> int:
         """Most tokens of one sequence, prompt and answer together."""
-        return self._engine.max_model_len
+        return self.engine.max_model_len
 
     async def submit(self, request: Request) -> AsyncIterator[SequenceEvent]:
         """See `EngineClient.submit`."""
         if request.id in self._queues:
             raise UserError(f"a request with the id {request.id!r} is running: give each its own")
-        settings = self._engine.settings
+        settings = self.engine.settings
         if self._is_closing or len(self._queues) >= settings.max_running + settings.max_waiting:
-            raise EngineFullError(self._engine.num_waiting, retry_after_s=self._seconds_a_request())
+            raise EngineFullError(self.engine.num_waiting, retry_after_s=self._seconds_a_request())
         # A grammar takes a while to compile, in which others may be served.
         is_slow = request.params.constraint is not None or bool(request.images)
-        prepare = self._engine.prepare
+        prepare = self.engine.prepare
         sequence = await asyncio.to_thread(prepare, request) if is_slow else prepare(request)
         if request.adapter is not None and request.adapter not in self.adapters:
             raise UserError(f"the adapter {request.adapter!r} is not loaded: load it, or use the model as it is")
@@ -77,7 +77,7 @@ class LocalEngine:
         self._queues[request.id] = queue
         num_running = request.num_samples
         try:
-            self._do(lambda: self._engine.add(sequence))
+            self._do(lambda: self.engine.add(sequence))
             while num_running:
                 event = await queue.get()
                 num_running -= event.finish_reason is not None
@@ -89,7 +89,7 @@ class LocalEngine:
 
     async def stats(self) -> EngineStats:
         """See `EngineClient.stats`."""
-        return self._engine.stats()
+        return self.engine.stats()
 
     @property
     def adapters(self) -> list[str]:
@@ -110,12 +110,12 @@ class LocalEngine:
             raise UserError(f"the adapter {name!r} is not loaded: expected one of {', '.join(self.adapters) or 'none'}")
         store = self._store
         store.retire(name)  # no request may begin with it any more
-        while await self._result(lambda: self._engine.uses_adapter(name)):
+        while await self._result(lambda: self.engine.uses_adapter(name)):
             await asyncio.sleep(0.05)
 
         def remove() -> None:
             store.remove(name)
-            self._engine.forget_prefixes()
+            self.engine.forget_prefixes()
 
         await self._result(remove)
 
@@ -163,12 +163,12 @@ class LocalEngine:
         self._is_stopped = False
         while not self._is_stopped:
             with self._wake:
-                while not self._commands and not self._engine.has_work:
+                while not self._commands and not self.engine.has_work:
                     self._wake.wait()
                 commands, self._commands = self._commands, deque()
             for command in commands:
                 command()
-            events = self._engine.step()
+            events = self.engine.step()
             if events:
                 self._send(events)
 
@@ -176,10 +176,10 @@ class LocalEngine:
         self._is_stopped = True
 
     def _drop(self, request_id: str) -> None:
-        self._engine.cancel(request_id)
+        self.engine.cancel(request_id)
 
     def _end(self, request_id: str) -> None:
-        self._send(self._engine.cancel(request_id))
+        self._send(self.engine.cancel(request_id))
 
     def _send(self, events: list[SequenceEvent]) -> None:
         assert self._loop is not None
@@ -193,7 +193,7 @@ class LocalEngine:
                 queue.put_nowait(event)
 
     def _seconds_a_request(self) -> int:
-        stats = self._engine.stats()
+        stats = self.engine.stats()
         rate = stats.num_new_tokens / stats.step_s if stats.step_s else 0.0
         return 1 if rate == 0 else max(1, min(60, round(100 / rate)))
 

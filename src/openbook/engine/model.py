@@ -19,6 +19,7 @@ from openbook.core.errors import UserError
 from openbook.engine.choices import CacheKind, Dtype, Profile
 from openbook.engine.generate import TokenEvent, generate, pad_right
 from openbook.engine.provenance import is_openbook_release, read_tasks
+from openbook.engine.receipt import Receipt, ReceiptMaker
 from openbook.engine.request import FinishReason, Request, SamplingParams
 from openbook.engine.runner import Runner
 from openbook.engine.transcript import Piece, Transcript
@@ -60,6 +61,18 @@ class Answer:
     timings: Timings
     seed: int  # of the random numbers; of no effect at temperature 0
     tool_calls: list[ToolCall] = field(default_factory=list)  # in a stream, each as soon as it is complete
+    make_receipt: Callable[[Answer], Receipt | None] = field(default=lambda answer: None, repr=False, compare=False)
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """What is needed to compute it again, see `openbook.engine.receipt`; the first one hashes the model's files.
+
+        None while it is not complete, for a prompt with images, and for a model that was not loaded from files.
+
+        Raises:
+            UserError: a file of the model cannot be read any more.
+        """
+        return None if self.finish_reason is None else self.make_receipt(self)
 
 
 class AnswerStream:
@@ -87,10 +100,13 @@ class Model:
         folder: where its files lie: a folder, or a GGUF file.
         runner: computes the logits.
         chat: renders conversations, and holds the tokenizer; of a base model the tokenizer alone.
+        receipts: writes those of its answers.
     """
 
-    def __init__(self, name: str, folder: Path, runner: Runner, chat: Chat | Tokenizer) -> None:
-        self.name, self.folder, self._runner = name, folder, runner
+    def __init__(
+        self, name: str, folder: Path, runner: Runner, chat: Chat | Tokenizer, receipts: ReceiptMaker | None = None
+    ) -> None:
+        self.name, self.folder, self._runner, self._receipts = name, folder, runner, receipts
         self._chat = chat if isinstance(chat, Chat) else None
         self.tokenizer: Tokenizer = chat.tokenizer if isinstance(chat, Chat) else chat
 
@@ -127,7 +143,9 @@ class Model:
             source = open_model(path)
             chat = source.chat() if source.chat_template() is not None else source.tokenizer()
             runner = choose_runner(source, device, dtype, profile, cache)
-        loaded = cls(model_name(model, path), path, runner, chat)
+        name = model_name(model, path)
+        receipts = ReceiptMaker(path=path, model=name, profile=runner.profile, cache=cache, dtype=dtype)
+        loaded = cls(name, path, runner, chat, receipts)
         require_match(loaded.tokenizer, runner.vocab_size)
         return loaded
 
@@ -238,7 +256,7 @@ class Model:
         request.num_new_tokens(self.max_model_len)
         transcript = self._transcript(request, tools)
         events = generate(self._runner, [request], [transcript])
-        return AnswerStream(events, _Recorder(request, transcript, began_s))
+        return AnswerStream(events, _Recorder(request, transcript, began_s, self._receipts))
 
     def generate_batch(
         self,
@@ -273,7 +291,8 @@ class Model:
             began_s = time.monotonic()
             batch = [requests[index] for index in chosen]
             transcripts = [self._transcript(request) for request in batch]
-            recorders = [_Recorder(*pair, began_s) for pair in zip(batch, transcripts, strict=True)]
+            pairs = zip(batch, transcripts, strict=True)
+            recorders = [_Recorder(*pair, began_s, self._receipts) for pair in pairs]
             for event in generate(self._runner, batch, transcripts):
                 recorders[event.index].add(event)
                 if event.finish_reason:
@@ -361,6 +380,7 @@ class _Recorder:
     request: Request
     transcript: Transcript
     began_s: float
+    receipts: ReceiptMaker | None = None
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     timings: Timings = field(default_factory=lambda: Timings(first_token_s=0.0, total_s=0.0))
@@ -382,7 +402,13 @@ class _Recorder:
             timings=self.timings,
             seed=self.request.params.seed,
             tool_calls=list(self.transcript.tool_calls),
+            make_receipt=self._receipt,
         )
+
+    def _receipt(self, answer: Answer) -> Receipt | None:
+        if self.receipts is None or answer.finish_reason is None:
+            return None
+        return self.receipts.make(self.request, 0, answer.token_ids, answer.finish_reason)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from openbook.engine.choices import CacheKind, Dtype, Profile
 from openbook.engine.engine import Engine, EngineSettings
 from openbook.engine.local_engine import LocalEngine
 from openbook.engine.paged import PagedRunner
+from openbook.engine.receipt import ReceiptMaker
 from openbook.engine.sequence_factory import SequenceFactory
 from openbook.tokenizer.chat import Chat
 from openbook.tokenizer.tokenizer import Tokenizer, require_match
@@ -31,7 +32,7 @@ class StartedEngine:
     """A model that is ready to serve.
 
     name: what to call it. folder: where its files lie, a folder or a GGUF file. chat: renders conversations; of a base
-    model the tokenizer alone.
+    model the tokenizer alone. receipts: writes those of its answers.
     """
 
     name: str
@@ -39,6 +40,7 @@ class StartedEngine:
     chat: Chat | Tokenizer
     profile: Profile
     engine: LocalEngine
+    receipts: ReceiptMaker
 
 
 def start_engine(model: str, options: LoadOptions, settings: EngineSettings) -> StartedEngine:
@@ -58,4 +60,12 @@ def start_engine(model: str, options: LoadOptions, settings: EngineSettings) -> 
     if not isinstance(runner, PagedRunner):
         raise UserError(f"the model {model} cannot be served: its runner computes whole batches only")
     engine = Engine(runner, SequenceFactory(chat, runner.vocab_size), settings)
-    return StartedEngine(model_name(model, path), path, chat, runner.profile, LocalEngine(engine))
+    name = model_name(model, path)
+    receipts = ReceiptMaker(
+        path=path,
+        model=name,
+        profile=runner.profile,
+        cache=options.cache,
+        dtype=options.dtype,
+    )
+    return StartedEngine(name, path, chat, runner.profile, LocalEngine(engine), receipts)
