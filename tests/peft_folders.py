@@ -53,7 +53,7 @@ def save_adapter(
             continue
         a, b = torch.randn(rank, inputs, generator=generator), torch.randn(outputs, rank, generator=generator)
         tensors[f"base_model.model.{name}.lora_A.weight"] = (a / math.sqrt(inputs)).to(dtype)
-        tensors[f"base_model.model.{name}.lora_B.weight"] = (b / 2).to(dtype)
+        tensors[f"base_model.model.{name}.lora_B.weight"] = (b / 4).to(dtype)
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": words, **settings}
     return write_adapter(folder, config, tensors)
 

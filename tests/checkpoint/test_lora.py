@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft_folders import module_shapes, save_adapter, write_adapter
 from safetensors.torch import load_file, save_file
 
 from openbook.checkpoint.folder import save_model
@@ -27,6 +26,7 @@ from openbook.models.configs.qwen_moe import Qwen2MoeConfig
 from openbook.models.layers.linear import Linear
 from openbook.models.registry import build_model
 from openbook.ops.torch_ops import TorchOps
+from peft_folders import module_shapes, save_adapter, write_adapter
 
 SIZES: dict[str, Any] = {
     "vocab_size": 61,
@@ -312,8 +312,8 @@ EXPERT = "base_model.model.model.layers.0.mlp.experts.0.up_proj.lora_{}.weight"
         ({A: torch.zeros(4, 32, dtype=torch.int32)}, f": {A} holds I32, expected one of F32, F16, BF16, F64"),
         (
             {"base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector": torch.zeros(32)},
-            " has the tensor base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector, which is no lora_A "
-            f"or lora_B of a matrix: {MERGE}",
+            " has the tensor base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector, which is no "
+            f"lora_A or lora_B of a matrix: {MERGE}",
         ),
         (
             {HEAD.format(part): torch.zeros(4, 4) for part in "AB"},

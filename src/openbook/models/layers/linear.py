@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from openbook.ops.base import Ops
+
+if TYPE_CHECKING:
+    from openbook.models.layers.lora import LowRankUpdates
 
 
 class Linear(nn.Module):
@@ -14,6 +19,7 @@ class Linear(nn.Module):
     (torch.nn.Linear draws random numbers when built; on the meta device that alone imports the compiler, one second.)
 
     is_only_multiplied: nothing but `forward` reads the weight, so a runner may lay it out in its own way.
+    low_rank: what loaded adapters add, see `openbook.models.layers.lora`; None if none adds anything.
     """
 
     is_only_multiplied = True
@@ -23,10 +29,12 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features)) if has_bias else None
         self.ops = ops
+        self.low_rank: LowRankUpdates | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] to [..., out_features]."""
-        return self.ops.linear(x, self.weight, self.bias)
+        out = self.ops.linear(x, self.weight, self.bias)
+        return out if self.low_rank is None else self.low_rank.add_to(out, x)
 
 
 class Embedding(nn.Module):

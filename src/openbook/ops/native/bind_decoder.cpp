@@ -1,6 +1,8 @@
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <optional>
 #include <string>
 
 #include "bindings.h"
@@ -29,6 +31,7 @@ void require_indices(const Ints& indices, std::int64_t limit, const std::string&
 }
 
 using Tables = Array<const std::int32_t, 2>;
+using Adapters = std::optional<Ints>;
 
 struct Cache {
   std::uint8_t* pages;
@@ -38,7 +41,7 @@ struct Cache {
 
 void run(Decoder& decoder, const Ints& token_ids, const Ints& positions, const Ints& sequences,
          const Tables& block_tables, const Cache& cache, const ConstFloats2& cosines, const ConstFloats2& sines,
-         const Ints& wanted, const Floats2& logits) {
+         const Ints& wanted, const Floats2& logits, const Adapters& adapters) {
   const DecoderShape& s = decoder.shape();
   const std::int64_t M = extent(token_ids.shape(0)), num_blocks = cache.num_blocks;
   const std::int64_t table_width = extent(block_tables.shape(1));
@@ -71,6 +74,15 @@ void run(Decoder& decoder, const Ints& token_ids, const Ints& positions, const I
   for (std::size_t i = 1; i < wanted.shape(0); ++i) {
     require(wanted.data()[i - 1] < wanted.data()[i], "step: expected wanted rows in ascending order");
   }
+  if (adapters) {
+    require(adapters->shape(0) == block_tables.shape(0), "step: expected adapters [S], one for each sequence");
+    for (std::size_t i = 0; i < adapters->shape(0); ++i) {
+      const std::int32_t adapter = adapters->data()[i];
+      if (adapter != -1 && !decoder.has_adapter(adapter)) {
+        throw nb::index_error(("the adapter " + std::to_string(adapter) + " is not there").c_str());
+      }
+    }
+  }
   const DecoderStep arguments = {M,
                                  token_ids.data(),
                                  positions.data(),
@@ -85,13 +97,15 @@ void run(Decoder& decoder, const Ints& token_ids, const Ints& positions, const I
                                  sines.data(),
                                  extent(wanted.shape(0)),
                                  wanted.data(),
-                                 logits.data()};
+                                 logits.data(),
+                                 adapters ? adapters->data() : nullptr};
   const nb::gil_scoped_release release;
   decoder.step(arguments);
 }
 
 void step(Decoder& decoder, Ints token_ids, Ints positions, Ints sequences, Tables block_tables, Array<float, 5> keys,
-          Array<float, 5> values, ConstFloats2 cosines, ConstFloats2 sines, Ints wanted, Floats2 logits) {
+          Array<float, 5> values, ConstFloats2 cosines, ConstFloats2 sines, Ints wanted, Floats2 logits,
+          Adapters adapters) {
   const DecoderShape& s = decoder.shape();
   require(extent(keys.shape(0)) == s.num_layers && extent(keys.shape(2)) == s.num_kv_heads &&
               extent(keys.shape(3)) == s.head_dim && extent(keys.shape(4)) == kPageTokens,
@@ -101,18 +115,19 @@ void step(Decoder& decoder, Ints token_ids, Ints positions, Ints sequences, Tabl
               extent(values.shape(4)) == s.head_dim,
           "step: expected values [num_layers, num_blocks, num_kv_heads, 16, head_dim]");
   const Cache cache = {nullptr, keys.data(), values.data(), extent(keys.shape(1))};
-  run(decoder, token_ids, positions, sequences, block_tables, cache, cosines, sines, wanted, logits);
+  run(decoder, token_ids, positions, sequences, block_tables, cache, cosines, sines, wanted, logits, adapters);
 }
 
 void quant_step(Decoder& decoder, Ints token_ids, Ints positions, Ints sequences, Tables block_tables,
-                Array<std::uint8_t, 4> pages, ConstFloats2 cosines, ConstFloats2 sines, Ints wanted, Floats2 logits) {
+                Array<std::uint8_t, 4> pages, ConstFloats2 cosines, ConstFloats2 sines, Ints wanted, Floats2 logits,
+                Adapters adapters) {
   const DecoderShape& s = decoder.shape();
   require(s.head_dim % kQuantBlock == 0, "step: pages of 8 bits are for heads of a multiple of 32 features");
   require(extent(pages.shape(0)) == s.num_layers && extent(pages.shape(2)) == s.num_kv_heads &&
               extent(pages.shape(3)) == quant_page_bytes(s.head_dim),
           "step: expected pages [num_layers, num_blocks, num_kv_heads, quant_page_bytes(head_dim)]");
   const Cache cache = {pages.data(), nullptr, nullptr, extent(pages.shape(1))};
-  run(decoder, token_ids, positions, sequences, block_tables, cache, cosines, sines, wanted, logits);
+  run(decoder, token_ids, positions, sequences, block_tables, cache, cosines, sines, wanted, logits, adapters);
 }
 
 }  // namespace
@@ -154,15 +169,28 @@ void bind_decoder(nb::module_& m) {
             decoder.set_matrix(name, matrix.view());
           },
           nb::arg("name"), nb::arg("matrix"), nb::keep_alive<1, 3>())
+      .def(
+          "add_low_rank",
+          [](Decoder& decoder, std::int32_t adapter, const std::string& name, std::int64_t first_row, ConstFloats2 a,
+             ConstFloats2 b) {
+            require(a.shape(0) == b.shape(1), "add_low_rank: expected a [rank, inputs] and b [outputs, rank]");
+            decoder.add_low_rank(adapter, name, first_row, a.data(), b.data(), extent(a.shape(0)), extent(a.shape(1)),
+                                 extent(b.shape(0)));
+          },
+          nb::arg("adapter"), nb::arg("name"), nb::arg("first_row"), nb::arg("a"), nb::arg("b"),
+          "Adapter number `adapter` adds b (a x) to the outputs of matrix `name` from first_row on; copies a [rank, inputs] "
+          "and b [outputs, rank]. ValueError for an unknown name, another shape, or rows that it updates already.")
+      .def("remove_adapter", &Decoder::remove_adapter, nb::arg("adapter"), "Forgets all that adapter number `adapter` adds.")
+      .def("has_adapter", &Decoder::has_adapter, nb::arg("adapter"), "Whether adapter number `adapter` adds anything.")
       .def("missing", &Decoder::missing, "Names of the weights that were not set yet.")
       .def("step", &step, nb::arg("token_ids"), nb::arg("positions"), nb::arg("sequences"), nb::arg("block_tables"),
            nb::arg("keys"), nb::arg("values"), nb::arg("cosines"), nb::arg("sines"), nb::arg("wanted"),
-           nb::arg("logits"),
+           nb::arg("logits"), nb::arg("adapters") = nb::none(),
            "One step: int32 token_ids, positions and sequences [M], block_tables [S, W], the cache, rope tables, wanted "
-           "[R] ascending; fills logits float32 [R, V]. Every index is checked first.")
+           "[R] ascending, adapters [S] with -1 for none; fills logits float32 [R, V]. Every index is checked first.")
       .def("step", &quant_step, nb::arg("token_ids"), nb::arg("positions"), nb::arg("sequences"),
            nb::arg("block_tables"), nb::arg("pages"), nb::arg("cosines"), nb::arg("sines"), nb::arg("wanted"),
-           nb::arg("logits"), "The same over a cache of 8-bit pages.");
+           nb::arg("logits"), nb::arg("adapters") = nb::none(), "The same over a cache of 8-bit pages.");
 }
 
 }  // namespace openbook

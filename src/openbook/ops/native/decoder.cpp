@@ -16,6 +16,8 @@ namespace {
 
 // Rows for which waking a thread pays, in what is not a matrix product.
 constexpr std::int64_t kRowGrain = 8;
+// The same for what adapters add.
+constexpr std::int64_t kAdapterGrain = 4;
 // Multiply-adds, and bytes of weights, of a step that one thread does in less than half a millisecond.
 constexpr std::int64_t kSmallProducts = 20'000'000, kSmallBytes = 5'000'000;
 
@@ -29,13 +31,14 @@ void add(float* x, const float* y, std::int64_t size) {
 struct Decoder::Rows {
   std::int64_t count;
   const std::int32_t *sequences, *positions;
+  const std::int32_t* adapters;  // of each row, -1 for none; null: none has one
   float *x, *qkv, *attended, *change;  // change: what is still to be added to x
 };
 
 // What a step computes in. Grows to the largest step so far; nothing is allocated in the others.
 struct Decoder::Scratch {
   std::vector<float> stream, qkv, attended, change;
-  std::vector<std::int32_t> sequences, positions;
+  std::vector<std::int32_t> sequences, positions, adapters;
 };
 
 namespace {
@@ -49,6 +52,7 @@ float* room(std::vector<float>& buffer, std::int64_t size) {
 struct OwnScratch {
   std::vector<float> inputs, up;
   QuantizedRows quantized;
+  LowRankScratch low_rank;
 };
 
 OwnScratch& own_scratch() {
@@ -158,6 +162,49 @@ void Decoder::set_matrix(const std::string& name, QuantView weight) {
   num_bytes_ += weight.num_bytes();
 }
 
+void Decoder::add_low_rank(std::int32_t adapter, const std::string& name, std::int64_t first_row, const float* a,
+                           const float* b, std::int64_t rank, std::int64_t inputs, std::int64_t outputs) {
+  const auto found = matrices_.find(name);
+  if (found == matrices_.end() || !name.starts_with("model.layers.")) {
+    throw std::invalid_argument("no layer of this decoder has a matrix " + name);
+  }
+  const MatrixSlot& expected = found->second;
+  const std::int64_t end = first_row + outputs;
+  if (adapter < 0 || first_row < 0 || outputs < 1 || rank < 1 || end > expected.outputs || inputs != expected.inputs) {
+    throw std::invalid_argument("adapter " + std::to_string(adapter) + " updates rows " + std::to_string(first_row) +
+                                " to " + std::to_string(end) + " of " + name + " with " + std::to_string(inputs) +
+                                " inputs, which is " + std::to_string(expected.outputs) + " x " +
+                                std::to_string(expected.inputs));
+  }
+  auto& updates = expected.matrix->updates;
+  if (updates.size() <= static_cast<std::size_t>(adapter)) updates.resize(static_cast<std::size_t>(adapter) + 1);
+  std::vector<LowRank>& own = updates[static_cast<std::size_t>(adapter)];
+  for (const LowRank& other : own) {
+    if (first_row < other.first_row() + other.outputs() && other.first_row() < end) {
+      throw std::invalid_argument("adapter " + std::to_string(adapter) + " updates rows " + std::to_string(first_row) +
+                                  " to " + std::to_string(end) + " of " + name + " twice");
+    }
+  }
+  own.emplace_back(first_row, a, b, rank, inputs, outputs);
+}
+
+void Decoder::remove_adapter(std::int32_t adapter) {
+  for (auto& [name, slot] : matrices_) {
+    auto& updates = slot.matrix->updates;
+    if (adapter >= 0 && static_cast<std::size_t>(adapter) < updates.size()) {
+      updates[static_cast<std::size_t>(adapter)] = {};
+    }
+    while (!updates.empty() && updates.back().empty()) updates.pop_back();
+  }
+}
+
+bool Decoder::has_adapter(std::int32_t adapter) const {
+  return adapter >= 0 && std::any_of(matrices_.begin(), matrices_.end(), [&](const auto& entry) {
+    const auto& updates = entry.second.matrix->updates;
+    return static_cast<std::size_t>(adapter) < updates.size() && !updates[static_cast<std::size_t>(adapter)].empty();
+  });
+}
+
 std::vector<std::string> Decoder::missing() const {
   std::vector<std::string> names;
   for (const std::string& name : names_) {
@@ -170,40 +217,64 @@ std::vector<std::string> Decoder::missing() const {
   return names;
 }
 
-void Decoder::linear(const DecoderMatrix& matrix, const float* x, std::int64_t rows, std::int64_t inputs, float* out,
+void Decoder::linear(const DecoderMatrix& matrix, const float* x, const Rows& rows, std::int64_t inputs, float* out,
                      std::int64_t outputs) const {
   const float* bias = matrix.bias.empty() ? nullptr : matrix.bias.data();
   if (const auto* packed = std::get_if<PackedWeight>(&matrix.weight)) {
-    packed_linear(*packed, x, inputs, rows, bias, out, outputs);
-    return;
+    packed_linear(*packed, x, inputs, rows.count, bias, out, outputs);
+  } else {
+    QuantizedRows& quantized = own_scratch().quantized;
+    quantized.quantize(x, inputs, rows.count, inputs);
+    quant_linear(std::get<QuantView>(matrix.weight), quantized, bias, out, outputs);
   }
-  QuantizedRows& quantized = own_scratch().quantized;
-  quantized.quantize(x, inputs, rows, inputs);
-  quant_linear(std::get<QuantView>(matrix.weight), quantized, bias, out, outputs);
+  adapt(matrix, x, rows, inputs, out, outputs);
 }
 
 template <typename Fill>
-void Decoder::linear_of(const DecoderMatrix& matrix, std::int64_t rows, std::int64_t inputs, Fill fill, float* out,
+void Decoder::linear_of(const DecoderMatrix& matrix, const Rows& rows, std::int64_t inputs, Fill fill, float* out,
                         std::int64_t outputs) const {
   const float* bias = matrix.bias.empty() ? nullptr : matrix.bias.data();
   OwnScratch& own = own_scratch();  // of the thread that calls: the others fill rows of it
   if (const auto* packed = std::get_if<PackedWeight>(&matrix.weight)) {
-    float* x = room(own.inputs, rows * inputs);
-    parallel_ranges(rows, kRowGrain, [&](std::int64_t begin, std::int64_t end) {
+    float* x = room(own.inputs, rows.count * inputs);
+    parallel_ranges(rows.count, kRowGrain, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t row = begin; row < end; ++row) fill(row, x + row * inputs);
     });
-    packed_linear(*packed, x, inputs, rows, bias, out, outputs);
+    packed_linear(*packed, x, inputs, rows.count, bias, out, outputs);
+    adapt(matrix, x, rows, inputs, out, outputs);
     return;
   }
-  own.quantized.resize(rows, inputs);
-  parallel_ranges(rows, kRowGrain, [&](std::int64_t begin, std::int64_t end) {
+  // Adapters want the rows once more, as they were before they were rounded.
+  const bool is_kept = rows.adapters != nullptr && !matrix.updates.empty();
+  float* kept = is_kept ? room(own.inputs, rows.count * inputs) : nullptr;
+  own.quantized.resize(rows.count, inputs);
+  parallel_ranges(rows.count, kRowGrain, [&](std::int64_t begin, std::int64_t end) {
     auto* x = static_cast<float*>(scratch(openbook::Scratch::inputs, sizeof(float) * static_cast<std::size_t>(inputs)));
     for (std::int64_t row = begin; row < end; ++row) {
+      if (is_kept) x = kept + row * inputs;
       fill(row, x);
       own.quantized.set_row(row, x);
     }
   });
   quant_linear(std::get<QuantView>(matrix.weight), own.quantized, bias, out, outputs);
+  if (is_kept) adapt(matrix, kept, rows, inputs, out, outputs);
+}
+
+void Decoder::adapt(const DecoderMatrix& matrix, const float* x, const Rows& rows, std::int64_t inputs, float* out,
+                    std::int64_t outputs) const {
+  const auto num_adapters = static_cast<std::int64_t>(matrix.updates.size());
+  if (rows.adapters == nullptr || num_adapters == 0) return;
+  parallel_ranges(rows.count, kAdapterGrain, [&](std::int64_t begin, std::int64_t end) {
+    LowRankScratch& own = own_scratch().low_rank;
+    for (std::int64_t row = begin, next; row < end; row = next) {
+      const std::int64_t adapter = rows.adapters[row];
+      for (next = row + 1; next < end && rows.adapters[next] == adapter;) ++next;
+      if (adapter < 0 || adapter >= num_adapters) continue;
+      for (const LowRank& update : matrix.updates[static_cast<std::size_t>(adapter)]) {
+        update.add_to(x + row * inputs, next - row, out + row * outputs, outputs, own);
+      }
+    }
+  });
 }
 
 void Decoder::norm(const float* x, const std::vector<float>& weight, const std::vector<float>& bias, float* out) const {
@@ -247,7 +318,7 @@ void Decoder::project(const DecoderStep& step, std::int64_t index, const Rows& r
     if (index > 0) add(x, rows.change + row * D, D);
     norm(x, layer.attention_norm, layer.attention_norm_bias, out);
   };
-  linear_of(layer.qkv, rows.count, D, normed, rows.qkv, width);
+  linear_of(layer.qkv, rows, D, normed, rows.qkv, width);
   const NormKernels& norms = norm_kernels();
   const RopeKernels& ropes = rope_kernels();
   parallel_ranges(rows.count, kRowGrain, [&](std::int64_t begin, std::int64_t end) {
@@ -289,7 +360,7 @@ void Decoder::mix(const DecoderStep& step, std::int64_t index, const Rows& rows)
   } else {
     paged_attention(cache(step, index), queries);
   }
-  linear(layer.output, rows.attended, rows.count, query_size, rows.change, D);
+  linear(layer.output, rows.attended, rows, query_size, rows.change, D);
 
   const std::int64_t up_size = s.mlp == MlpKind::swiglu ? 2 * I : I;
   float* up = room(own_scratch().up, rows.count * up_size);
@@ -298,7 +369,7 @@ void Decoder::mix(const DecoderStep& step, std::int64_t index, const Rows& rows)
     add(x, rows.change + row * D, D);
     norm(x, layer.mlp_norm, layer.mlp_norm_bias, out);
   };
-  linear_of(layer.up, rows.count, D, normed, up, up_size);
+  linear_of(layer.up, rows, D, normed, up, up_size);
   const ActivationKernels& kernels = activation_kernels();
   const auto activated = [&](std::int64_t row, float* out) {
     const float* gate = up + row * up_size;
@@ -308,7 +379,7 @@ void Decoder::mix(const DecoderStep& step, std::int64_t index, const Rows& rows)
       kernels.gelu_tanh(gate, out, I);
     }
   };
-  linear_of(layer.down, rows.count, I, activated, rows.change, D);
+  linear_of(layer.down, rows, I, activated, rows.change, D);
 }
 
 PagedCache Decoder::cache(const DecoderStep& step, std::int64_t index) const {
@@ -329,25 +400,38 @@ Decoder::Rows Decoder::part(const Rows& rows, std::int64_t begin, std::int64_t e
   return {end - begin,
           rows.sequences + begin,
           rows.positions + begin,
+          rows.adapters == nullptr ? nullptr : rows.adapters + begin,
           rows.x + begin * D,
           rows.qkv + begin * width,
           rows.attended + begin * query_size,
           rows.change + begin * D};
 }
 
+// Of each row the adapter of its sequence; null if no row has one.
+const std::int32_t* Decoder::row_adapters(const DecoderStep& step) const {
+  if (step.adapters == nullptr) return nullptr;
+  std::vector<std::int32_t>& adapters = scratch_->adapters;
+  adapters.clear();
+  for (std::int64_t row = 0; row < step.num_rows; ++row) adapters.push_back(step.adapters[step.sequences[row]]);
+  const bool has_any = std::any_of(adapters.begin(), adapters.end(), [](std::int32_t adapter) { return adapter >= 0; });
+  return has_any ? adapters.data() : nullptr;
+}
+
 // Keeps the rows whose logits are wanted, and no others.
 Decoder::Rows Decoder::wanted(const DecoderStep& step, const Rows& rows) {
   std::vector<std::int32_t>&sequences = scratch_->sequences, &positions = scratch_->positions;
+  std::int32_t* adapters = rows.adapters == nullptr ? nullptr : scratch_->adapters.data();
   sequences.clear();
   positions.clear();
   for (std::int64_t row = 0; row < step.num_wanted; ++row) {  // ascending: nothing is overwritten before it is read
     const Rows from = part(rows, step.wanted[row], step.wanted[row] + 1), to = part(rows, row, row + 1);
     sequences.push_back(*from.sequences);
     positions.push_back(*from.positions);
+    if (adapters != nullptr) adapters[row] = *from.adapters;
     std::memmove(to.x, from.x, sizeof(float) * static_cast<std::size_t>(shape_.hidden_size));
     std::memmove(to.qkv, from.qkv, sizeof(float) * static_cast<std::size_t>(shape_.num_heads * shape_.head_dim));
   }
-  return {step.num_wanted, sequences.data(), positions.data(), rows.x, rows.qkv, rows.attended, rows.change};
+  return {step.num_wanted, sequences.data(), positions.data(), adapters, rows.x, rows.qkv, rows.attended, rows.change};
 }
 
 void Decoder::step(const DecoderStep& step) {
@@ -357,6 +441,7 @@ void Decoder::step(const DecoderStep& step) {
   Rows rows = {M,
                step.sequences,
                step.positions,
+               row_adapters(step),
                room(scratch_->stream, M * D),
                room(scratch_->qkv, M * (query_size + 2 * s.num_kv_heads * s.head_dim)),
                room(scratch_->attended, M * query_size),
@@ -372,7 +457,7 @@ void Decoder::step(const DecoderStep& step) {
     add(rows.x + row * D, rows.change + row * D, D);
     norm(rows.x + row * D, final_norm_, final_norm_bias_, out);
   };
-  linear_of(s.is_tied ? embedding_ : head_, rows.count, D, normed, step.logits, s.vocab_size);
+  linear_of(s.is_tied ? embedding_ : head_, rows, D, normed, step.logits, s.vocab_size);
 }
 
 }  // namespace openbook

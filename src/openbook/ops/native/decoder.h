@@ -2,6 +2,10 @@
 //
 // It computes what the models in openbook/models compute through the exact Ops, to the bit: the same kernels in the same
 // order, without Python between them.
+//
+// Each sequence may have an adapter, low-rank updates of the layers' matrices. They are added to a product, its bias
+// included, row by row in the order that low_rank.h says: what other rows have, and how rows are cut into chunks and shared
+// out to threads, shows in no bit.
 #pragma once
 
 #include <cstddef>
@@ -13,6 +17,7 @@
 #include <vector>
 
 #include "gemm.h"
+#include "low_rank.h"
 #include "paged_attention.h"
 #include "quant.h"
 #include "quant_attention.h"
@@ -35,10 +40,11 @@ struct DecoderShape {
   std::vector<std::int64_t> windows;  // [num_layers], latest tokens that are looked at, the present one included; 0: all
 };
 
-// One matrix [outputs, inputs], float or quantised, and its bias if it has one.
+// One matrix [outputs, inputs], float or quantised, its bias if it has one, and what adapters add to it.
 struct DecoderMatrix {
   std::variant<std::monostate, PackedWeight, QuantView> weight;
   std::vector<float> bias;
+  std::vector<std::vector<LowRank>> updates;  // [adapter], as far as any has some
 };
 
 // Everything of a step that is not weights. All indices are checked by the binding.
@@ -58,6 +64,7 @@ struct DecoderStep {
   std::int64_t num_wanted;             // R
   const std::int32_t* wanted;          // [R]: the rows whose logits are asked for, ascending
   float* logits;                       // [R, vocab_size]
+  const std::int32_t* adapters;        // [num_sequences]: the adapter of each, -1 for none; null: none has one
 };
 
 class Decoder {
@@ -72,6 +79,19 @@ class Decoder {
   void set_vector(const std::string& name, const float* data, std::int64_t size);
   void set_matrix(const std::string& name, PackedWeight weight);
   void set_matrix(const std::string& name, QuantView weight);
+
+  // One update by adapter number `adapter`, from 0, of the matrix `name`: the outputs from first_row on get b (a x), with a
+  // [rank, inputs] and b [outputs, rank], row-major, both copied. Not while a step runs.
+  // Throws std::invalid_argument if no layer has such a matrix, it has not such rows or inputs, or that adapter updates one
+  // of these rows already.
+  void add_low_rank(std::int32_t adapter, const std::string& name, std::int64_t first_row, const float* a, const float* b,
+                    std::int64_t rank, std::int64_t inputs, std::int64_t outputs);
+
+  // Forgets all updates by an adapter and gives their memory back. Not while a step runs.
+  void remove_adapter(std::int32_t adapter);
+
+  // Whether it updates anything.
+  bool has_adapter(std::int32_t adapter) const;
 
   // Names that were not set; a step needs them all.
   std::vector<std::string> missing() const;
@@ -101,6 +121,7 @@ class Decoder {
 
   PagedCache cache(const DecoderStep& step, std::int64_t index) const;
   QuantCache quant_cache(const DecoderStep& step, std::int64_t index) const;
+  const std::int32_t* row_adapters(const DecoderStep& step) const;
   Rows part(const Rows& rows, std::int64_t begin, std::int64_t end) const;
   Rows wanted(const DecoderStep& step, const Rows& rows);
 
@@ -108,12 +129,15 @@ class Decoder {
   void project(const DecoderStep& step, std::int64_t index, const Rows& rows) const;
   void mix(const DecoderStep& step, std::int64_t index, const Rows& rows) const;
   void norm(const float* x, const std::vector<float>& weight, const std::vector<float>& bias, float* out) const;
-  void linear(const DecoderMatrix& matrix, const float* x, std::int64_t rows, std::int64_t inputs, float* out,
+  void linear(const DecoderMatrix& matrix, const float* x, const Rows& rows, std::int64_t inputs, float* out,
               std::int64_t outputs) const;
   // Of rows that fill(row, out) computes one by one, where they are read next.
   template <typename Fill>
-  void linear_of(const DecoderMatrix& matrix, std::int64_t rows, std::int64_t inputs, Fill fill, float* out,
+  void linear_of(const DecoderMatrix& matrix, const Rows& rows, std::int64_t inputs, Fill fill, float* out,
                  std::int64_t outputs) const;
+  // Adds what adapters make of the rows that have one to their products `out`.
+  void adapt(const DecoderMatrix& matrix, const float* x, const Rows& rows, std::int64_t inputs, float* out,
+             std::int64_t outputs) const;
 
   DecoderShape shape_;
   std::vector<Layer> layers_;
