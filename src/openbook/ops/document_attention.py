@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from openbook.ops.base import AttentionMask
+from openbook.ops.wide_products import wide_bmm
 
 # Lengths are rounded up to a multiple of this: fewer groups against fewer useless scores.
 _LENGTH_STEP = 32
@@ -132,10 +133,10 @@ def _attend(
     for (n, L), bias, weight, q_g, k_g, v_g, out_g in zip(
         groups.shapes, groups.biases, *_split(groups, K, weights, queries, keys, values, out), strict=True
     ):
-        scores = torch.bmm(q_g, k_g.mT)
+        scores = wide_bmm(q_g, k_g.mT)
         scores.view(n, N, L, L).add_(bias)
         torch.softmax(scores, -1, out=weight)
-        torch.bmm(weight, v_g, out=out_g)
+        wide_bmm(weight, v_g, out=out_g)
     return out.index_select(0, query_rows.target).view(q.shape), queries, keys, values, weights
 
 
@@ -168,11 +169,11 @@ def _attend_backward(
     for weight, q_g, k_g, v_g, dout_g, dq_g, dk_g, dv_g in zip(
         *_split(groups, K, weights, queries, keys, values, dout, dqueries, dkeys, dvalues), strict=True
     ):
-        torch.bmm(weight.mT, dout_g, out=dv_g)
-        dweight = torch.bmm(dout_g, v_g.mT)
+        wide_bmm(weight.mT, dout_g, out=dv_g)
+        dweight = wide_bmm(dout_g, v_g.mT)
         dscores = torch._softmax_backward_data(dweight, weight, -1, weight.dtype)
-        torch.bmm(dscores, k_g, out=dq_g)
-        torch.bmm(dscores.mT, q_g, out=dk_g)
+        wide_bmm(dscores, k_g, out=dq_g)
+        wide_bmm(dscores.mT, q_g, out=dk_g)
     dq = dqueries.index_select(0, query_rows.target).view(B, T, N, H)
     dk, dv = (x.index_select(0, key_rows.target).view(B, T, K, H) for x in (dkeys, dvalues))
     return dq, dk, dv

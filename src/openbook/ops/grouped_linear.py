@@ -14,6 +14,7 @@ from torch import Tensor
 
 from openbook.ops.base import Matrices, PackedMatrices
 from openbook.ops.blocked import BlockedMatrices, blocked_linear
+from openbook.ops.wide_products import is_wide, wide_linear, wide_mm
 
 
 def grouped_linear(x: Tensor, weight: Matrices | BlockedMatrices, ends: Tensor) -> Tensor:
@@ -27,7 +28,7 @@ def grouped_linear(x: Tensor, weight: Matrices | BlockedMatrices, ends: Tensor) 
     if torch.compiler.is_compiling() or _is_training(x, weight):
         out = _products(x, weight, ends)
         return out
-    return _in_turn(x, lambda x, group: F.linear(x, weight[group]), ends)
+    return _in_turn(x, lambda x, group: _linear(x, weight[group]), ends)
 
 
 def groups(ends: Tensor) -> Iterator[tuple[int, slice]]:
@@ -37,6 +38,10 @@ def groups(ends: Tensor) -> Iterator[tuple[int, slice]]:
         if end > start:
             yield group, slice(start, end)
         start = end
+
+
+def _linear(x: Tensor, weight: Tensor) -> Tensor:
+    return wide_linear(x, weight) if is_wide(x) else F.linear(x, weight)
 
 
 def _in_turn(x: Tensor, product: Callable[[Tensor, int], Tensor], ends: Tensor) -> Tensor:
@@ -57,7 +62,7 @@ class _PackedProducts(torch.autograd.Function):
         ctx.weight, ctx.ends, ctx.num_columns = weight, ends, x.shape[1]
 
         def product(x: Tensor, group: int) -> Tensor:
-            parts = [F.linear(x, piece) for piece in weight.pieces(group, x.dtype)]
+            parts = [_linear(x, piece) for piece in weight.pieces(group, x.dtype)]
             return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
 
         return _in_turn(x, product, ends)
@@ -86,7 +91,7 @@ def _is_training(x: Tensor, weight: Tensor) -> bool:
 def _products(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     out = x.new_empty(len(x), weight.shape[1])
     for group, rows in groups(ends):
-        torch.mm(x[rows], weight[group].t(), out=out[rows])
+        wide_mm(x[rows], weight[group].t(), out=out[rows])
     return out
 
 
@@ -100,8 +105,8 @@ def _backward(grad: Tensor, x: Tensor, weight: Tensor, ends: Tensor) -> tuple[Te
     grad = grad.contiguous()
     dx, dweight = torch.empty_like(x), torch.zeros_like(weight)
     for group, rows in groups(ends):
-        torch.mm(grad[rows], weight[group], out=dx[rows])
-        torch.mm(grad[rows].t(), x[rows], out=dweight[group])
+        wide_mm(grad[rows], weight[group], out=dx[rows])
+        wide_mm(grad[rows].t(), x[rows], out=dweight[group])
     return dx, dweight
 
 

@@ -16,6 +16,7 @@ from openbook.ops.blocked import blocked_linear
 from openbook.ops.document_attention import PackedRows, document_attention, packed_rows
 from openbook.ops.eager_gradients import RMSNorm, Rope, SiLUMul, Take, rotate
 from openbook.ops.grouped_linear import grouped_linear
+from openbook.ops.wide_products import is_wide, wide_bmm, wide_linear
 
 
 def visible_keys(mask: AttentionMask) -> Tensor:
@@ -40,7 +41,7 @@ class TorchOps:
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """See `Ops.linear`; the weight may be blocked."""
         if weight.layout == torch.strided:
-            return F.linear(x, weight, bias)
+            return wide_linear(x, weight, bias) if is_wide(x) else F.linear(x, weight, bias)
         return blocked_linear(x, weight, bias)
 
     def embedding(self, ids: Tensor, weight: Tensor) -> Tensor:
@@ -156,7 +157,7 @@ class TorchOps:
     def head_linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """See `Ops.head_linear`."""
         B, T, N, _ = x.shape
-        out_NrO = torch.bmm(x.permute(2, 0, 1, 3).reshape(N, B * T, -1), weight.mT)
+        out_NrO = wide_bmm(x.permute(2, 0, 1, 3).reshape(N, B * T, -1), weight.mT)
         return out_NrO.view(N, B, T, -1).permute(1, 2, 0, 3)
 
     def keep_groups(self, x: Tensor, scores: Tensor, k: int, hidden: float) -> Tensor:
@@ -234,9 +235,9 @@ def latent_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float
     B, T, N, H = q.shape
     q_BrH = (q * scale).reshape(B, T * N, H)
     # Keys times queries: the other way round, bfloat16 on a CPU takes 3 to 10 times as long.
-    scores_BTNS = torch.bmm(k.squeeze(2), q_BrH.mT).mT.view(B, T, N, -1)
+    scores_BTNS = wide_bmm(k.squeeze(2), q_BrH.mT).mT.view(B, T, N, -1)
     weights_BTNS = (scores_BTNS + bias.transpose(1, 2)).softmax(-1)
-    return torch.bmm(weights_BTNS.reshape(B, T * N, -1), v.squeeze(2)).view(B, T, N, -1)
+    return wide_bmm(weights_BTNS.reshape(B, T * N, -1), v.squeeze(2)).view(B, T, N, -1)
 
 
 def _is_decoding(q: Tensor) -> bool:
