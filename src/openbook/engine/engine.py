@@ -7,6 +7,7 @@ logits. Everything here runs in one thread; `local_engine.py` puts it behind an 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from openbook.core.errors import UserError
 from openbook.engine.block_manager import BlockManager
+from openbook.engine.drafting import StepCost
 from openbook.engine.events import EngineStats, SequenceEvent, TokenLogprob
 from openbook.engine.next_token import NextToken
 from openbook.engine.paged import BLOCK_TOKENS, PagedRunner, PagedStep, PromptImages
@@ -27,6 +29,8 @@ from openbook.engine.sequence import Sequence
 
 if TYPE_CHECKING:
     from openbook.engine.sequence_factory import SequenceFactory
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +45,11 @@ class EngineSettings:
         cache_bytes: memory for keys and values.
         max_model_len: most tokens of one sequence; None is the model's own limit. The cache may lower it.
         has_prefix_cache: whether a prompt reuses what others with the same beginning have computed.
-        num_draft_tokens: most tokens to guess ahead of each sequence by what it has said before; 0 guesses none.
+        num_draft_tokens: most tokens to guess ahead of each sequence; fewer where guesses go wrong, 0 guesses none.
+        draft_model: the model that guesses, by name, path or hub id; None guesses from what a sequence has said before.
 
     Raises:
-        UserError: a number is too small.
+        UserError: a number is too small, or a draft model is to guess no tokens.
     """
 
     max_running: int = 64
@@ -54,19 +59,30 @@ class EngineSettings:
     max_model_len: int | None = None
     has_prefix_cache: bool = True
     num_draft_tokens: int = 0
+    draft_model: str | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("max_running", 1), ("max_waiting", 1), ("max_step_tokens", 1), ("num_draft_tokens", 0)):
             value = getattr(self, name)
             if value < least:
                 raise UserError(f"{name} is {value}: expected {least} or more; correct that value")
+        if self.draft_model is not None and self.num_draft_tokens == 0:
+            raise UserError(
+                f"the draft model {self.draft_model} is given and num_draft_tokens is 0: expected 1 or more; "
+                "4 is a good start"
+            )
 
 
 class Drafter(Protocol):
     """Guesses what sequences will say next."""
 
-    def propose(self, sequences: Iterable[Sequence]) -> None:
-        """Set the `draft_ids` of sequences of which one token is to be computed."""
+    def propose(self, sequences: Iterable[Sequence], overhead: float) -> None:
+        """Set the `draft_ids` of sequences of which one token is to be computed; they have none yet.
+
+        Args:
+            overhead: what a step costs beside its tokens, in tokens, a sequence's share: the more, the more guesses
+                are worth checking.
+        """
 
     def forget(self, sequence: Sequence) -> None:
         """A sequence has ended."""
@@ -103,6 +119,7 @@ class Engine:
         self._blocks = BlockManager(num_blocks, settings.has_prefix_cache)
         self._scheduler = Scheduler(self._blocks, settings.max_running, settings.max_step_tokens)
         self._arrivals = 0
+        self._cost = StepCost()
         self._num_steps = self._num_prompt = self._num_new = self._num_drafts = self._num_accepted = 0
         self._step_s = self._model_s = 0.0
 
@@ -173,17 +190,37 @@ class Engine:
         """Compute one step; what it added to each sequence that got a token. Nothing to do: no events."""
         began_s = time.perf_counter()
         if self._drafter is not None:
-            self._drafter.propose(one for one in self._scheduler.running if one.num_missing == 1)
+            self._guess(self._drafter)
         plan = self._scheduler.plan()
         events: list[SequenceEvent] = []
         if plan.chunks:
+            computes_s = time.perf_counter()
             for source, target in plan.copies:
                 self._cache.copy(source, target)
             for chunk, rows in self._forward(plan, events):
                 events += self._advance(chunk, rows)
             self._num_steps += 1
+            if all(chunk.count - chunk.num_drafts == 1 for chunk in plan.chunks):
+                self._cost.note(sum(chunk.count for chunk in plan.chunks), time.perf_counter() - computes_s)
         self._step_s += time.perf_counter() - began_s
         return events
+
+    def _guess(self, drafter: Drafter) -> None:
+        """Let sequences that wait for one token have guesses at it.
+
+        Not at the first one, after which samples of one prompt part, nor where tokens may stand for parts of images.
+        """
+        ready = [one for one in self._scheduler.running if one.num_missing == 1 and one.new_ids]
+        ready = [one for one in ready if not one.request.images]
+        for sequence in ready:
+            sequence.draft_ids = []
+        if not ready:
+            return
+        try:
+            drafter.propose(ready, self._cost.overhead / len(ready))
+        except Exception:  # whatever a draft model may throw: answers come without it too
+            _LOG.warning("no tokens are guessed any more: the drafter failed", exc_info=True)
+            self._drafter = None
 
     def _forward(self, plan: Plan, events: list[SequenceEvent]) -> list[tuple[Chunk, NDArray[np.float32]]]:
         """The logits of each chunk. A failure ends the sequence that brings it about, whose event goes to `events`."""
@@ -244,7 +281,8 @@ class Engine:
         num_top = sequence.request.params.num_prompt_logprobs
         if num_top is not None and first < sequence.num_prompt - 1:
             following = sequence.token_ids[first + 1 : sequence.num_prompt][: len(rows)]
-            sequence.prompt_logprobs += [
+            # In its place, not at the end: a prompt that was preempted is read again.
+            sequence.prompt_logprobs[first:] = [
                 token_logprob(row, token_id, num_top) for row, token_id in zip(rows, following, strict=False)
             ]
         self._scheduler.remember(sequence)

@@ -84,7 +84,8 @@ class Scheduler:
         budget = self._max_step_tokens
         for sequence in [one for one in self.running if one.num_missing == 1]:
             if budget and sequence.blocks:
-                budget -= self._take(plan, sequence, 1 + len(sequence.draft_ids), budget)
+                budget -= self._take(plan, sequence, 1, budget)
+        budget -= self._check_drafts(plan, budget)
         # The shortest first: what it leaves of its share is for the others.
         reading = [one for one in self.running if one.num_missing > 1]
         reading.sort(key=lambda one: (one.request.priority, one.num_missing, one.order))
@@ -109,17 +110,31 @@ class Scheduler:
     def _take(self, plan: Plan, sequence: Sequence, wanted: int, budget: int) -> int:
         """Plan up to `wanted` tokens of a running sequence, if need be on blocks of sequences served after it."""
         count = min(wanted, budget)
-        num_drafts = max(0, count - sequence.num_missing)
         while not self._reserve(plan, sequence, sequence.num_computed + count):
             victim = self.running[-1]
-            if victim is sequence and num_drafts:
-                count, num_drafts = count - num_drafts, 0  # guesses are not worth a sequence's place
-                continue
             self._preempt(plan, victim)
             if victim is sequence:
                 return 0
-        plan.chunks.append(Chunk(sequence, count, num_drafts))
+        plan.chunks.append(Chunk(sequence, count))
         return count
+
+    def _check_drafts(self, plan: Plan, budget: int) -> int:
+        """Let chunks of one token check the drafts behind them; the tokens that this takes.
+
+        Drafts take what nobody else needs: no sequence's token or blocks, and at most half of what prompts would get.
+        """
+        if self.waiting or any(one.num_missing > 1 for one in self.running):
+            budget //= 2
+        taken = 0
+        for number, chunk in enumerate(plan.chunks):
+            sequence = chunk.sequence
+            room = (len(sequence.blocks) + self.blocks.num_free) * BLOCK_TOKENS - sequence.num_tokens
+            share = (budget - taken) // (len(plan.chunks) - number)
+            count = min(len(sequence.draft_ids), sequence.max_drafts, room, share)
+            if count > 0 and self._reserve(plan, sequence, sequence.num_tokens + count):
+                plan.chunks[number] = Chunk(sequence, 1 + count, count)
+                taken += count
+        return taken
 
     def _admit(self, plan: Plan, budget: int, num_reading: int) -> None:
         """Let waiting sequences run, as long as there is room; an urgent one takes the place of a less urgent one."""

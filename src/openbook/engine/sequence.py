@@ -67,6 +67,11 @@ class Sequence:
         return self.num_tokens - self.num_computed
 
     @property
+    def max_drafts(self) -> int:
+        """Most drafts that can be of use: of the tokens that are left, a step brings one without any."""
+        return self.limit - len(self.new_ids) - 1
+
+    @property
     def order(self) -> tuple[int, int, int]:
         """Who is served first: priority, then arrival."""
         return self.request.priority, self.arrival, self.index
