@@ -120,11 +120,17 @@ def test_a_row_is_as_if_its_adapter_were_merged(name: str, tmp_path: Path) -> No
                 assert (found[row] - expected[None](ids[row : row + 1], DenseContext(1, 12))).abs().max() > 0.01
 
 
-@pytest.fixture(scope="module", params=[TorchOps, ExactOps], ids=["torch", "exact"])
-def setting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
+    """A model, and adapters for it."""
     folder = tmp_path_factory.mktemp("lora")
     model = make_folder(CONFIGS["qwen3"], folder / "model")
-    return load(model, save_adapters(model, folder / "adapters"), request.param())
+    return model, save_adapters(model, folder / "adapters")
+
+
+@pytest.fixture(params=[TorchOps, ExactOps], ids=["torch", "exact"])
+def setting(request: pytest.FixtureRequest, folders: tuple[Path, dict[str, Path]]) -> tuple[CausalModel, ModelAdapters]:
+    return load(*folders, request.param())
 
 
 def test_wanted_rows_have_their_adapters_too(setting: tuple[CausalModel, ModelAdapters]) -> None:
@@ -154,19 +160,16 @@ def test_tokens_one_by_one(setting: tuple[CausalModel, ModelAdapters]) -> None:
     torch.testing.assert_close(torch.cat(steps, 1), expected, atol=1e-5, rtol=0)
 
 
-def test_company_changes_no_bit(setting: tuple[CausalModel, ModelAdapters]) -> None:
-    model, adapters = setting
-    if not model.ops.is_exact:
-        pytest.skip("only the exact profile promises it")
+def test_company_changes_no_bit(folders: tuple[Path, dict[str, Path]]) -> None:
+    model, adapters = load(*folders, ExactOps())
     ids, names = tokens(5, 12), ["four", None, "one", "eight", "four"]
     together = logits(model, adapters, names, ids)
     for row, name in enumerate(names):
         assert torch.equal(together[row], logits(model, adapters, [name], ids[row : row + 1])[0])
 
 
-def test_adapters_come_and_go(tmp_path: Path) -> None:
-    folder = make_folder(CONFIGS["qwen3"], tmp_path / "model")
-    paths = save_adapters(folder, tmp_path / "adapters")
+def test_adapters_come_and_go(folders: tuple[Path, dict[str, Path]]) -> None:
+    folder, paths = folders
     model, adapters = load(folder, paths)
     assert adapters.names == ("one", "four", "eight")
     ids, plain = tokens(1, 8), load_model(folder, TorchOps())
