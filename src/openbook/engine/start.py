@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from openbook.checkpoint.locate import locate, model_name
+from openbook.checkpoint.model_files import is_gguf, weight_files
 from openbook.core.errors import UserError
 from openbook.engine.choices import CacheKind, Dtype, Profile
-from openbook.engine.engine import Engine, EngineSettings
+from openbook.engine.drafting import NgramDrafter
+from openbook.engine.engine import Drafter, Engine, EngineSettings
 from openbook.engine.local_engine import LocalEngine
-from openbook.engine.paged import PagedRunner
+from openbook.engine.paged import BLOCK_TOKENS, PagedRunner
 from openbook.engine.receipt import ReceiptMaker
 from openbook.engine.sequence_factory import SequenceFactory
 from openbook.tokenizer.chat import Chat
-from openbook.tokenizer.tokenizer import Tokenizer, require_match
+from openbook.tokenizer.tokenizer import Tokenizer, require_match, require_same_ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,8 @@ def start_engine(model: str, options: LoadOptions, settings: EngineSettings) -> 
     """Load a model, by name, path or hub id, into an engine.
 
     Raises:
-        UserError: there is no such model, its files are damaged, or there is too little memory.
+        UserError: there is no such model, its files are damaged, there is too little memory, or the draft model speaks
+            with other tokens.
     """
     path = locate(model)
     from openbook.checkpoint.model_source import open_model
@@ -56,10 +59,16 @@ def start_engine(model: str, options: LoadOptions, settings: EngineSettings) -> 
     source = open_model(path)
     chat = source.chat() if source.chat_template() is not None else source.tokenizer()
     runner = choose_runner(source, options.device, options.dtype, options.profile, options.cache)
-    require_match(chat.tokenizer if isinstance(chat, Chat) else chat, runner.vocab_size)
+    tokenizer = chat.tokenizer if isinstance(chat, Chat) else chat
+    require_match(tokenizer, runner.vocab_size)
     if not isinstance(runner, PagedRunner):
         raise UserError(f"the model {model} cannot be served: its runner computes whole batches only")
-    engine = Engine(runner, SequenceFactory(chat, runner.vocab_size), settings)
+    drafter: Drafter | None = None
+    if settings.draft_model is not None:
+        drafter, settings = _load_drafter(settings.draft_model, options, settings, path, runner, tokenizer)
+    elif settings.num_draft_tokens:
+        drafter = NgramDrafter(settings.num_draft_tokens)
+    engine = Engine(runner, SequenceFactory(chat, runner.vocab_size), settings, drafter)
     name = model_name(model, path)
     receipts = ReceiptMaker(
         path=path,
@@ -69,3 +78,36 @@ def start_engine(model: str, options: LoadOptions, settings: EngineSettings) -> 
         dtype=options.dtype,
     )
     return StartedEngine(name, path, chat, runner.profile, LocalEngine(engine), receipts)
+
+
+def _load_drafter(
+    draft_model: str, options: LoadOptions, settings: EngineSettings, path: Path, runner: PagedRunner, own: Tokenizer
+) -> tuple[Drafter, EngineSettings]:
+    """A drafter with that model for the one at `path`, and settings that leave room for its cache."""
+    from openbook.checkpoint.model_source import open_model
+    from openbook.engine.draft_model import ModelDrafter
+    from openbook.engine.load import choose_runner
+
+    draft_path = locate(draft_model)
+    source = open_model(draft_path)
+    require_same_ids(source.tokenizer(), own, f"the draft model {draft_model}")
+    draft = choose_runner(source, options.device, options.dtype, options.profile, options.cache)
+    if not isinstance(draft, PagedRunner):
+        raise UserError(f"the draft model {draft_model} cannot be used: its runner computes whole batches only")
+    # Both caches hold equally many tokens.
+    num_blocks = settings.cache_bytes // (draft.block_bytes + runner.block_bytes)
+    longest = min(draft.max_model_len, settings.max_model_len or draft.max_model_len)
+    drafter = ModelDrafter(
+        draft,
+        runner.vocab_size,
+        num_draft_tokens=settings.num_draft_tokens,
+        num_blocks=min(num_blocks, settings.max_running * -(-longest // BLOCK_TOKENS)),
+        max_step_tokens=settings.max_step_tokens,
+        cost=_weight_bytes(draft_path) / _weight_bytes(path),
+    )
+    return drafter, replace(settings, cache_bytes=num_blocks * runner.block_bytes)
+
+
+def _weight_bytes(path: Path) -> int:
+    """Bytes of a model's files, which it takes about as long to read as a step takes."""
+    return sum(file.stat().st_size for file in ([path] if is_gguf(path) else weight_files(path)))

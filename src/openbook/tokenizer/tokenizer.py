@@ -144,6 +144,10 @@ class Tokenizer:
         """One more than the highest id."""
         return max(self._full.get_vocab(with_added_tokens=True).values()) + 1
 
+    def texts(self) -> dict[int, str]:
+        """The tokens by their ids, as tokenizer.json writes them, control tokens included."""
+        return {index: text for text, index in self._full.get_vocab(with_added_tokens=True).items()}
+
     @cached_property
     def stop_ids(self) -> frozenset[int]:
         """Ids that end an answer."""
@@ -320,6 +324,30 @@ def require_match(tokenizer: Tokenizer, vocab_size: int) -> None:
         raise UserError(
             f"wrong tokenizer: it has {has} tokens and the model has {vocab_size}: "
             "use the tokenizer.json that came with the model"
+        )
+
+
+def require_same_ids(tokenizer: Tokenizer, other: Tokenizer, name: str) -> None:
+    """Check that two models speak with the same tokens; ids behind the last one of either do not count.
+
+    Args:
+        name: what has the first tokenizer, in the error.
+
+    Raises:
+        UserError: an id stands for another token, or one knows far more.
+    """
+    theirs, ours = tokenizer.texts(), other.texts()
+    shared = min(max(theirs), max(ours)) + 1
+    for index in range(shared):
+        if theirs.get(index) != ours.get(index):
+            raise UserError(
+                f"{name} speaks with other tokens: id {index} is {theirs.get(index)!r} and not {ours.get(index)!r}: "
+                "take a model with the same tokenizer"
+            )
+    if max(len(theirs), len(ours)) - shared > MAX_UNUSED_IDS:
+        raise UserError(
+            f"{name} speaks with other tokens: it has {len(theirs)} and not {len(ours)}: take a model with the same "
+            "tokenizer"
         )
 
 
