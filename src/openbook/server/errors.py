@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -13,7 +12,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from openbook.core.errors import UserError
-from openbook.engine.client import EngineFullError
+from openbook.engine.client import EngineDownError, EngineFullError
 
 CLIENT_GONE = 499  # nginx's number for a client that left; nobody reads the answer
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -26,8 +25,9 @@ REFUSED: dict[str, str] = {
     "best_of": "ask for n answers and choose among them",
     "suffix": "no model here fills in the middle; leave it out",
     "audio": "no model here speaks; leave it out",
-    "prediction": "leave it out; `openbook serve --speculate` drafts without it",
+    "prediction": "leave it out: guessing ahead is the operator's choice",
     "web_search_options": "nothing is fetched for a request; leave it out",
+    "chat_template_kwargs": "use reasoning_effort",
     "moderation": "there is no moderation here; leave it out",
 }
 
@@ -70,24 +70,26 @@ class ApiError(HTTPException):
         )
 
 
-def user_error(error: UserError, param: str | None = None, known: Collection[str] = ()) -> ApiError:
+def user_error(error: UserError, param: str | None = None, params: Mapping[str, str] | None = None) -> ApiError:
     """A UserError as status 400.
 
     Args:
         param: the parameter that is wrong, if that is certain.
-        known: names of the request's parameters: if the message begins with one, that is the wrong one.
+        params: words that a message may begin with, and the parameter that is wrong then.
     """
     message = str(error)
-    first = message.split(maxsplit=1)[0] if message else ""
-    return ApiError(400, message, param=param or (first if first in known else None))
+    meant = next((name for words, name in (params or {}).items() if message.startswith(f"{words} ")), None)
+    return ApiError(400, message, param=param or meant)
 
 
-def as_api_error(error: BaseException, known: Collection[str] = ()) -> ApiError | None:
-    """What an exception of the engine means to a client; None for a bug."""
+def as_api_error(error: BaseException, params: Mapping[str, str] | None = None) -> ApiError | None:
+    """What an exception of the engine means to a client; None for a bug. `params`: see `user_error`."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, UserError):
-        return user_error(error, known=known)
+        return user_error(error, params=params)
+    if isinstance(error, EngineDownError):
+        return ApiError(503, str(error), code="engine_down", retry_after_s=error.retry_after_s)
     if isinstance(error, EngineFullError):
         return ApiError(429, str(error), code="queue_full", retry_after_s=error.retry_after_s)
     return None
@@ -99,7 +101,7 @@ def server_error() -> ApiError:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Make every error of the application an `ApiError`'s answer."""
+    """Make every error of the application an `ApiError`'s answer; for bugs `openbook.server.gate` does."""
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -112,14 +114,10 @@ def add_error_handlers(app: FastAPI) -> None:
     async def on_engine(request: Request, error: Exception) -> Response:
         return (as_api_error(error) or server_error()).response()
 
-    async def on_bug(request: Request, error: Exception) -> Response:
-        return server_error().response()  # Starlette raises it again, and uvicorn logs the traceback
-
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(UserError, on_engine)
     app.add_exception_handler(EngineFullError, on_engine)
-    app.add_exception_handler(Exception, on_bug)
 
 
 def _from_http(error: HTTPException, request: Request) -> ApiError:
@@ -142,7 +140,7 @@ def explain_validation(errors: Sequence[Any], body: Any) -> ApiError:
         body: what was given.
     """
     found = [_Problem(error, body) for error in errors]
-    unknown = [problem for problem in found if problem.kind == "extra_forbidden"]
+    unknown = [problem for problem in found if problem.kind == "unknown_parameter"]
     # Of a union's branches, the one that got furthest is the one that was meant.
     problem = max(unknown or found, key=lambda problem: len(problem.path))
     return ApiError(400, problem.message(), param=problem.param or None, code=problem.code)
@@ -161,7 +159,7 @@ class _Problem:
         self.path = list(_real_path(inside, body)) if self._is_body else [str(part) for part in inside]
         if self.kind == "missing" and inside and (not self.path or self.path[-1] != inside[-1]):
             self.path.append(inside[-1])
-        if self.kind == "extra_forbidden":
+        if self.kind == "unknown_parameter":
             self.path.append(self._context["name"])
 
     @property
@@ -171,14 +169,14 @@ class _Problem:
 
     @property
     def code(self) -> str | None:
-        codes = {"extra_forbidden": "unknown_parameter", "missing": "missing_parameter"}
+        codes = {"unknown_parameter": "unknown_parameter", "missing": "missing_parameter"}
         return codes.get(self.kind, "invalid_value")
 
     def message(self) -> str:
         if self._is_body and not self.path and self.kind != "value_error":
             return "the body is no JSON object with the parameters of this endpoint: send one; see /docs"
-        if self.kind == "extra_forbidden":
-            return _unknown_parameter(self.param, str(self.path[-1]), self._context["known"])
+        if self.kind == "unknown_parameter":
+            return _unknown_parameter(self.param, str(self.path[-1]), self._context["nearest"])
         if self.kind == "missing":
             return f"the parameter {self.param} is missing: give it"
         if self.kind == "value_error":  # our own checks, which say everything
@@ -199,9 +197,8 @@ def _real_path(inside: Iterable[Any], body: Any) -> Iterable[str | int]:
             yield part
 
 
-def _unknown_parameter(path: str, name: str, known: Collection[str]) -> str:
+def _unknown_parameter(path: str, name: str, nearest: str) -> str:
     if name in REFUSED:
         return f"the parameter {path} is not supported: {REFUSED[name]}"
-    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    guess = f"did you mean {nearest[0]}? " if nearest else ""
+    guess = f"did you mean {nearest}? " if nearest else ""
     return f"unknown parameter {path}: {guess}it would have no effect; leave it out (see /docs)"

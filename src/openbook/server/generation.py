@@ -2,8 +2,7 @@
 
     generation = Generation(model, requests, metrics, account)
     await generation.begin()                  # errors that deserve a status of their own are raised here
-    await generation.finish()                 # to the end, or:
-    async for event in generation: ...        # as it comes; `event.choice` holds what was said so far
+    async for event in generation: ...        # `event.choice` holds what was said so far
     generation.choices, generation.usage
     await generation.close()                  # always, in a `finally`: cancels what is still running
 
@@ -30,7 +29,9 @@ from openbook.server.served_model import ServedModel
 from openbook.tokenizer.tools import ToolCall
 
 _QUEUED_EVENTS = 64  # read ahead of a slow client; the engine keeps the rest until the client is given up
-_PARAMS = {"n", *(parameter.name for parameter in fields(SamplingParams))}
+# What the engine's errors begin with, and the parameter that is wrong then.
+_PARAMS = {name: name for name in ("n", "stop_token_ids", *(parameter.name for parameter in fields(SamplingParams)))}
+_CONSTRAINTS = ("the JSON schema", "the regular expression", "the list of choices", "the Lark grammar")
 _log = logging.getLogger("openbook.server")
 
 
@@ -124,6 +125,8 @@ class Generation:
         account: pays for the tokens; None: nobody counts them.
         began_s: when the client asked, on the clock `time.monotonic`.
         prompt_param: the parameter that an error about the prompt names.
+        constraint_param: the one that an error about what the answer must obey names.
+        has_receipts: whether each complete answer gets its receipt.
     """
 
     def __init__(
@@ -134,10 +137,16 @@ class Generation:
         account: Account | None = None,
         began_s: float | None = None,
         prompt_param: str = "messages",
+        constraint_param: str | None = None,
+        has_receipts: bool = False,
     ) -> None:
         self.model, self.requests = model, requests
         self.choices: list[Choice] = []
         self._metrics, self._account, self._prompt_param = metrics, account, prompt_param
+        self._has_receipts = has_receipts
+        self._params = {**_PARAMS, "prompt": prompt_param}
+        if constraint_param is not None:
+            self._params |= dict.fromkeys(_CONSTRAINTS, constraint_param)
         self._began_s = time.monotonic() if began_s is None else began_s
         self._last_s: dict[int, float] = {}  # when each choice's latest token came
         self._queue: asyncio.Queue[tuple[int, SequenceEvent] | Exception] = asyncio.Queue(_QUEUED_EVENTS)
@@ -171,15 +180,6 @@ class Generation:
             first += request.num_samples
         self._first = await self._take(timeout_s)
 
-    async def finish(self) -> None:
-        """Run to the end.
-
-        Raises:
-            ApiError: a sequence failed, or the server stops.
-        """
-        async for _ in self:
-            pass
-
     async def __aiter__(self) -> AsyncIterator[ChoiceEvent]:
         while (event := await self.next_event()) is not None:
             yield event
@@ -208,6 +208,8 @@ class Generation:
             raise ApiError(500, event.error or "the sequence failed: try again", code="generation_failed")
         if event.finish_reason == "cancelled":
             raise ApiError(503, "the server stops: ask again in a moment", code="shutting_down", retry_after_s=5)
+        if event.finish_reason is not None and self._has_receipts:
+            choice.receipt = await self._receipt(choice, event)
         return ChoiceEvent(choice, event)
 
     async def close(self) -> None:
@@ -228,6 +230,14 @@ class Generation:
             cached_tokens=sum(choice.cached_tokens for choice in first_of.values()),
             reasoning_tokens=sum(choice.num_reasoning_tokens for choice in self.choices),
         )
+
+    async def _receipt(self, choice: Choice, event: SequenceEvent) -> dict[str, Any] | None:
+        maker, reason = self.model.receipts, event.finish_reason
+        if maker is None or reason is None:
+            return None
+        # In a thread: the first one of a model reads all its files.
+        receipt = await asyncio.to_thread(maker.make, choice.request, event.index, choice.token_ids, reason)
+        return None if receipt is None else receipt.to_json()
 
     async def _pump(self, first: int, request: Request) -> None:
         num_open = request.num_samples
@@ -254,7 +264,7 @@ class Generation:
                 return None
         if not isinstance(taken, Exception):
             return taken
-        known = as_api_error(taken, _PARAMS)
+        known = as_api_error(taken, self._params)
         if known is None:
             _log.error("the engine failed on %s", self.requests[0].id, exc_info=taken)
             known = server_error()

@@ -8,16 +8,20 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import metadata
 from typing import Any, NamedTuple
 
 from openbook.core.errors import UserError
 from openbook.engine.choices import Profile
 from openbook.engine.client import EngineClient
+from openbook.engine.receipt import ReceiptMaker
 from openbook.server.errors import ApiError
+from openbook.server.logprobs import TokenTexts
 from openbook.tokenizer.chat import Chat
 from openbook.tokenizer.tokenizer import Tokenizer
 
 ADAPTER_MARK = ":"  # between a model's name and its adapter's
+_VERSION = metadata.version("openbook")
 EFFORTS = ("low", "medium", "high")
 
 
@@ -43,7 +47,7 @@ class ServedModel:
         max_model_len: most tokens of prompt and answer together.
         sees_images: whether it reads images in messages.
         tasks: names of the tasks it was trained on, for one of ours.
-        fingerprint: of weights and arithmetic, for `system_fingerprint`.
+        receipts: writes those of its answers; None where nobody could compute them again.
         created_s: Unix time.
     """
 
@@ -56,7 +60,7 @@ class ServedModel:
     sees_images: bool = False
     tasks: tuple[str, ...] = ()
     defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
-    fingerprint: str | None = None
+    receipts: ReceiptMaker | None = None
     created_s: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -73,6 +77,16 @@ class ServedModel:
     def is_base(self) -> bool:
         """Whether it continues texts and holds no conversation."""
         return self.chat is None
+
+    @property
+    def fingerprint(self) -> str:
+        """For `system_fingerprint`: what the arithmetic depends on beside the weights."""
+        return f"openbook-{_VERSION}-{self.profile}"
+
+    @cached_property
+    def token_texts(self) -> TokenTexts:
+        """What its tokens are called; takes a moment the first time."""
+        return TokenTexts(self.tokenizer)
 
     @cached_property
     def efforts(self) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -61,14 +61,16 @@ async def stream(request: Request, generation: Generation, encoder: EventEncoder
     return _GenerationResponse(generation, encoder)
 
 
-async def finish(request: Request, generation: Generation) -> None:
-    """Run a generation to its end and close it.
+async def finish(
+    request: Request, generation: Generation, on_event: Callable[[ChoiceEvent], object] | None = None
+) -> None:
+    """Run a generation to its end and close it; `on_event` sees each step.
 
     Raises:
         ApiError: as `Generation.begin` and `Generation.finish`; or the client left.
     """
     try:
-        await until_gone(request, _run(generation))
+        await until_gone(request, _run(generation, on_event))
     finally:
         await generation.close()
 
@@ -113,9 +115,11 @@ async def _gone(request: Request) -> None:
         pass
 
 
-async def _run(generation: Generation) -> None:
+async def _run(generation: Generation, on_event: Callable[[ChoiceEvent], object] | None) -> None:
     await generation.begin()
-    await generation.finish()
+    async for event in generation:
+        if on_event is not None:
+            on_event(event)
 
 
 async def _chunks(generation: Generation, encoder: EventEncoder) -> AsyncIterator[bytes]:

@@ -1,0 +1,80 @@
+"""The application: all endpoints over some models."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from importlib import metadata
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from openbook.server import adapters, chat, completions, docs_page, models, status, tokens
+from openbook.server.errors import add_error_handlers
+from openbook.server.gate import Gate
+from openbook.server.served_model import ServedModel
+from openbook.server.settings import ServerSettings
+from openbook.server.state import ServerState
+from openbook.server.web import mount_page
+
+DESCRIPTION = (
+    "The OpenAI API over models that run here. An unknown parameter is an error, and so is one that would have no "
+    "effect, unless its description says that it has none. Errors are JSON and name the parameter."
+)
+ROUTERS = (
+    chat.router,
+    completions.router,
+    models.router,
+    tokens.router,
+    adapters.router,
+    status.router,
+    docs_page.router,
+)
+_EXPOSED = [
+    "retry-after",
+    *(f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")),
+]
+
+
+def create_app(served: Sequence[ServedModel], settings: ServerSettings | None = None) -> FastAPI:
+    """An application that serves models; `app.state.openbook` is its `ServerState`.
+
+    Args:
+        served: the models, with their engines, which are closed when the application ends.
+
+    Raises:
+        UserError: no model, two of one name, or a key that is none.
+    """
+    state = ServerState(served, settings or ServerSettings())
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        if not state.is_draining:
+            await state.drain(0)
+
+    app = FastAPI(
+        title="Openbook",
+        version=metadata.version("openbook"),
+        description=DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+        separate_input_output_schemas=False,
+    )
+    app.state.openbook = state
+    add_error_handlers(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    mount_page(app)
+    app.add_middleware(Gate, state=state)
+    if state.settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(state.settings.cors_origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=_EXPOSED,
+        )
+    return app
