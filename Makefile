@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-peers test-arm64 lint docs
+.PHONY: help setup demo test test-all test-peers test-arm64 test-browser lint docs web
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*##  *\(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -38,8 +38,8 @@ demo: setup  ## check the bundled model and watch it solve five fresh problems
 test: setup  ## run the tests that finish in minutes
 	$(PYTEST)
 
-test-all: setup  ## run every test but test-peers and test-arm64, the long ones included
-	$(PYTEST) -m 'not cuda and not peers and not arm64'
+test-all: setup  ## run every test but those below, the long ones included
+	$(PYTEST) -m 'not cuda and not peers and not arm64 and not browser'
 
 test-peers: setup  ## compare with llama.cpp, which is built first: some 12 minutes on one core
 	$(PIP) install --quiet --editable '.[dev,peers]'
@@ -47,6 +47,10 @@ test-peers: setup  ## compare with llama.cpp, which is built first: some 12 minu
 
 test-arm64: setup  ## compare the kernels' bits on arm64, under qemu: needs qemu-user, g++-aarch64-linux-gnu and cmake
 	$(PYTEST) -n 0 -m arm64
+
+test-browser: setup web/node_modules  ## try the chat page in Chromium, which must be installed; needs npm
+	$(PIP) install --quiet --editable '.[dev,browser]'
+	$(PYTEST) -m browser
 
 lint: setup  ## style, types and the order of imports
 	$(BIN)/ruff check
@@ -56,6 +60,13 @@ lint: setup  ## style, types and the order of imports
 
 wheel: $(STAMP)  ## build a wheel for this kind of machine into dist/
 	$(PIP) wheel --quiet --no-deps --wheel-dir dist .
+
+web: web/node_modules  ## build the chat page into the package: needs Node.js 20.19 or newer
+	npm --prefix web run --silent build
+
+web/node_modules: web/package-lock.json
+	npm --prefix web ci --silent
+	@touch $@
 
 docs: setup  ## write docs/cli.md anew from the commands
 	$(BIN)/python -m openbook.cli.reference docs/cli.md
