@@ -14,7 +14,15 @@ class EngineFullError(Exception):
 
     def __init__(self, num_waiting: int, retry_after_s: int) -> None:
         super().__init__(f"{num_waiting} requests are waiting: try again in {retry_after_s} s")
-        self.retry_after_s = retry_after_s
+        self.num_waiting, self.retry_after_s = num_waiting, retry_after_s
+
+
+class EngineDownError(EngineFullError):
+    """The engine, in another process, has ended and is being started again; no answer to the request had begun."""
+
+    def __init__(self, reason: str, retry_after_s: int) -> None:
+        Exception.__init__(self, f"{reason}: try again in {retry_after_s} s")
+        self.num_waiting, self.retry_after_s = 0, retry_after_s
 
 
 class EngineClient(Protocol):
