@@ -49,6 +49,7 @@ class AnswerGuide:
         barred = set(grammar.compiler.stop_ids) if grammar else set()
         if grammar and harmony:  # the end of the message is all that may steer
             barred = set(tokenizer.control_tokens.values()) - {tokenizer.control_tokens[harmony.end]}
+        self._num_known = tokenizer.vocab_size  # the logits behind have no token
         self._barred_in_thinking = np.array(sorted(barred), dtype=np.int64)
 
     @property
@@ -78,6 +79,7 @@ class AnswerGuide:
         if thinking.is_thinking:
             masked = logits.copy()
             masked[self._barred_in_thinking] = -np.inf
+            masked[self._num_known :] = -np.inf
         else:
             masked = self._grammar.masked(logits)
         if thinking.text_marks is not None:

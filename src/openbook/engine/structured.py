@@ -7,6 +7,7 @@ It is imported with the first constraint only.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -46,8 +47,8 @@ class GrammarCompiler:
     Args:
         tokenizer: the model's.
         vocab_size: number of its logits, V; ids that the tokenizer lacks are never allowed.
-        chat_format: how it speaks: says what ends an answer beside the tokenizer's stop ids, and whether line breaks may
-            stand between the thinking and the answer, as many families write them.
+        chat_format: how it speaks, which says what ends an answer beside the tokenizer's stop ids, and whether line
+            breaks may stand between the thinking and the answer, as many families write them.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, chat_format: ChatFormat | None = None) -> None:
@@ -57,26 +58,34 @@ class GrammarCompiler:
         self.stop_ids = tokenizer.stop_ids | {control[token] for token in chat_format.stops if token in control}
         self._tokenizer = tokenizer
         self._has_thinking = chat_format.thinking is not None
-        self._compiled: dict[Constraint, LLMatcher] = {}
+        self._lock = threading.Lock()
+        self._compiled: dict[tuple[Constraint, bool], LLMatcher] = {}
         self._completing: dict[tuple[str, str, bool], NDArray[np.int64]] = {}
 
-    def compile(self, constraint: Constraint) -> GrammarState:
-        """A new state at the beginning of an answer. Any thread may call it; the first one of a constraint takes a while.
+    def compile(self, constraint: Constraint, is_text: bool = False) -> GrammarState:
+        """A new state, at the beginning of an answer; the first one of a constraint takes a while.
 
-        Line breaks before the answer, which a `Transcript` never shows, are allowed where families put them.
+        Any thread may ask. White space that a `Transcript` does not show is allowed before the answer where families
+        put it: line breaks behind the thinking, and the space that SentencePiece puts before a first word.
+
+        Args:
+            is_text: the answer continues a text, and is shown from the first character on.
 
         Raises:
-            UserError: the schema, expression, list or grammar is wrong, too large, or has parts that cannot be enforced.
+            UserError: the constraint is wrong or too large, or a part of it cannot be enforced.
         """
-        matcher = self._compiled.get(constraint)
+        key = constraint, is_text
+        matcher = self._compiled.get(key)
         if matcher is None:
-            matcher = self._compile(constraint)
-            while len(self._compiled) >= _MAX_COMPILED:
-                self._compiled.pop(next(iter(self._compiled)), None)
-            self._compiled[constraint] = matcher
+            matcher = self._compile(constraint, "" if is_text else self._lead)
+            with self._lock:
+                while len(self._compiled) >= _MAX_COMPILED:
+                    self._compiled.pop(next(iter(self._compiled)))
+                self._compiled[key] = matcher
 
         def forget() -> None:  # copies share what their lexer has found out, and its limits
-            self._compiled.pop(constraint, None)
+            with self._lock:
+                self._compiled.pop(key, None)
 
         return GrammarState(matcher.deep_copy(), self, forget)
 
@@ -87,7 +96,10 @@ class GrammarCompiler:
         return known + [b""] * (self.vocab_size - len(known))
 
     def ids_completing(self, begun: str, mark: str, is_going_on: bool) -> NDArray[np.int64]:
-        """The tokens that complete a mark of which `begun` has been said; `is_going_on`: and say more than line breaks."""
+        """The tokens that complete a mark of which `begun` has been said; `is_going_on`: and say more than line breaks.
+
+        int64 [N].
+        """
         key = (begun, mark, is_going_on)
         if key not in self._completing:
             held, wanted = begun.encode(), mark.encode()
@@ -99,15 +111,18 @@ class GrammarCompiler:
             self._completing[key] = np.array(ids, dtype=np.int64)
         return self._completing[key]
 
-    def _compile(self, constraint: Constraint) -> LLMatcher:
+    def _compile(self, constraint: Constraint, lead: str) -> LLMatcher:
         from llguidance import LLMatcher, LLParserLimits
 
         limits = LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)
         try:
-            grammar = json.dumps({"grammars": self._with_lead(_grammar(constraint))})
+            grammars = [_grammar(constraint)]
         except (ValueError, RecursionError) as error:
             raise _refused(constraint, str(error) or type(error).__name__) from error
-        matcher = LLMatcher(self._library_tokenizer, grammar, log_level=0, limits=limits)
+        if lead:
+            grammars = [{"lark_grammar": f"start: LEAD? @answer\nLEAD: /{lead}/"}, {"name": "answer", **grammars[0]}]
+        source = json.dumps({"grammars": grammars})
+        matcher = LLMatcher(self._library_tokenizer, source, log_level=0, limits=limits)
         if not matcher.is_error():
             probe = matcher.deep_copy()
             probe.compute_bitmask()
@@ -116,14 +131,11 @@ class GrammarCompiler:
             matcher = probe
         raise _refused(constraint, matcher.get_error())
 
-    def _with_lead(self, grammar: dict[str, Any]) -> list[dict[str, Any]]:
+    @cached_property
+    def _lead(self) -> str:
+        """A regular expression for the white space that may stand before an answer."""
         leads = [r"\n{1,2}"] if self._has_thinking else []
-        if drops_first_space(self._tokenizer):
-            leads.append(" ")
-        if not leads:
-            return [grammar]
-        lead = f"start: LEAD? @answer\nLEAD: /{'|'.join(leads)}/"
-        return [{"lark_grammar": lead}, {"name": "answer", **grammar}]
+        return "|".join([*leads, " "] if drops_first_space(self._tokenizer) else leads)
 
     @cached_property
     def _library_tokenizer(self) -> LLTokenizer:
@@ -155,8 +167,8 @@ class GrammarState:
     def masked(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """A copy of logits float32 [V] with minus infinity where a token may not come next; errors as `mask`."""
         eights = self.mask().view(np.uint8)[: -(-len(logits) // 8)]
-        biases = np.take(_BIASES, eights, axis=0, mode="clip").reshape(-1)
-        masked: NDArray[np.float32] = logits + biases[: len(logits)]
+        masked: NDArray[np.float32] = np.take(_BIASES, eights, axis=0, mode="clip").reshape(-1)[: len(logits)]
+        masked += logits
         return masked
 
     def allows(self, token_id: int) -> bool:
@@ -235,7 +247,7 @@ def _grammar(constraint: Constraint) -> dict[str, Any]:
     if constraint.kind == "regex":
         from llguidance import regex_to_lark
 
-        return {"lark_grammar": f"start: /{regex_to_lark(constraint.source, '')}/"}
+        return {"lark_grammar": f"start: /{regex_to_lark(constraint.source, 'd')}/"}
     value = json_value(constraint.source)
     if constraint.kind == "json_schema":
         if not isinstance(value, dict) and value is not True:

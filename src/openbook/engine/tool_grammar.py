@@ -1,7 +1,7 @@
 """Answers that must call a tool: a grammar of calls in a family's own syntax.
 
-The answer is nothing but calls, with arguments that obey the tools' schemas; a `Transcript` reads them back. What stands
-around the arguments is written as the family's template writes it, since that is what its models have learned.
+The answer is nothing but calls, with arguments that obey the tools' schemas; a `Transcript` reads them back. What
+stands around the arguments is written as the family's template writes it, since that is what its models have learned.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def tool_constraint(
 
     Args:
         chat: the model's, whose template shows how it writes calls.
-        tools: those on offer, as in the OpenAI API. Of a tool that is not `strict`, what cannot be enforced in its schema
-            is left to the model.
+        tools: those on offer, as in the OpenAI API. What cannot be enforced in the schema of a tool is left to the
+            model, unless the tool is `strict`.
         name: the tool to call, once; None: any of them.
         is_parallel: whether several calls may stand in one answer, where the family writes such.
 
@@ -83,9 +83,10 @@ def _syntax(chat: Chat) -> _Syntax:
         return _deepseek(marks, chat.template, spell)
     if marks.is_bare:  # their templates refuse conversations with several calls in one answer
         return _Syntax(begin=lambda name: _json_head(name, "parameters"), end=lark_text("}"))
+    end = lark_text("}\n")
     return _Syntax(
-        begin=lambda name: f"{spell(marks.open)} {_json_head(name, 'arguments', before='\n')}",
-        end=f"{lark_text('}\n')} {spell(marks.close or '')}",
+        begin=lambda name: f"{spell(marks.open)} {_json_head(name, 'arguments', is_on_new_line=True)}",
+        end=f"{end} {spell(marks.close or '')}",
         between=lark_text("\n"),
     )
 
@@ -125,25 +126,25 @@ def _mistral(marks: ToolMarks, template: str, spell: Callable[[str], str]) -> _S
 def _deepseek(marks: ToolMarks, template: str, spell: Callable[[str], str]) -> _Syntax:
     """V3 and R1 put the arguments into a fence, V3.1 does not."""
     (separator,), (before, after) = marks.inside, marks.around
-    open_mark, close = spell(marks.open), spell(marks.close or "")
-    if "```json" in template:
-        return _Syntax(
-            before=spell(before),
-            begin=lambda name: f'{open_mark} "function" {spell(separator)} {lark_text(f"{name}\n```json\n")}',
-            end=f"{lark_text('\n```')} {close}",
-            between=lark_text("\n"),
-            after=spell(after),
-        )
+    is_fenced = "```json" in template
+
+    def begin(name: str) -> str:
+        if is_fenced:
+            return " ".join([spell(marks.open), '"function"', spell(separator), lark_text(f"{name}\n```json\n")])
+        return " ".join([spell(marks.open), lark_text(name), spell(separator)])
+
+    fence = lark_text("\n```") if is_fenced else ""
     return _Syntax(
         before=spell(before),
-        begin=lambda name: f"{open_mark} {lark_text(name)} {spell(separator)}",
-        end=close,
-        between="",
+        begin=begin,
+        end=f"{fence} {spell(marks.close or '')}",
+        between=lark_text("\n") if is_fenced else "",
         after=spell(after),
     )
 
 
-def _json_head(name: str, key: str, before: str = "") -> str:
+def _json_head(name: str, key: str, is_on_new_line: bool = False) -> str:
+    before = "\n" if is_on_new_line else ""
     return lark_text(f'{before}{{"name": {json.dumps(name, ensure_ascii=False)}, "{key}": ')
 
 
@@ -153,8 +154,8 @@ def _schema(function: Mapping[str, Any]) -> dict[str, Any]:
     kinds = schema.get("type", "object") if isinstance(schema, dict) else None
     if kinds != "object" and not (isinstance(kinds, list) and "object" in kinds):
         raise UserError(
-            f"the parameters of the tool {function['name']!r} are {json.dumps(schema):.80}: expected the JSON schema of "
-            'an object, {"type": "object", "properties": {...}}'
+            f"the parameters of the tool {function['name']!r} are {json.dumps(schema):.80}: expected the JSON schema "
+            'of an object, {"type": "object", "properties": {...}}'
         )
     options = JSON_OPTIONS if function.get("strict") else {**JSON_OPTIONS, "lenient": True}
     return {**schema, "type": "object", "x-guidance": options}

@@ -18,7 +18,7 @@ _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 _BYTE_OF_CHAR = {
-    **{byte: "\uffff" for byte in _OTHERS},
+    **dict.fromkeys(_OTHERS, "\uffff"),
     **{byte: chr(byte) for byte in _PRINTABLE},
     **{0x100 + index: chr(byte) for index, byte in enumerate(_OTHERS)},
 }
