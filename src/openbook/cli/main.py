@@ -22,6 +22,7 @@ COMMANDS = {
     "demo": "Check the bundled model, watch it solve five fresh problems, see its scores.",
     "chat": "Talk to a model in the terminal.",
     "run": "Give one prompt to a model and print its answer.",
+    "serve": "Serve models: the OpenAI API, and a page to chat on.",
     "tasks": "List the tasks, or show a problem with its worked solution and its score.",
     "eval": "Score a model on tasks and write every item beside the summary.",
     "convert": "Write a model in another form, or work out what one takes of memory.",

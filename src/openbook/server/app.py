@@ -12,10 +12,10 @@ from starlette.middleware.cors import CORSMiddleware
 from openbook.server import adapters, chat, completions, docs_page, models, status, tokens
 from openbook.server.errors import add_error_handlers
 from openbook.server.gate import Gate
+from openbook.server.page import mount_page
 from openbook.server.served_model import ServedModel
 from openbook.server.settings import ServerSettings
 from openbook.server.state import ServerState
-from openbook.server.web import mount_page
 
 DESCRIPTION = (
     "The OpenAI API over models that run here. An unknown parameter is an error, and so is one that would have no "

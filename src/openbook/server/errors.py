@@ -79,7 +79,7 @@ def user_error(error: UserError, param: str | None = None, params: Mapping[str, 
     """
     message = str(error)
     meant = next((name for words, name in (params or {}).items() if message.startswith(f"{words} ")), None)
-    return ApiError(400, message, param=param or meant)
+    return ApiError(400, message, param=param or meant, code="invalid_value")
 
 
 def as_api_error(error: BaseException, params: Mapping[str, str] | None = None) -> ApiError | None:
@@ -161,6 +161,12 @@ class _Problem:
             self.path.append(inside[-1])
         if self.kind == "unknown_parameter":
             self.path.append(self._context["name"])
+        if self.kind.startswith("union_tag_"):  # one kind of object of several, told apart by one of its fields
+            name = self._context["discriminator"].strip("'")
+            self.path.append(name)
+            self._given = self._given.get(name) if isinstance(self._given, dict) else self._given
+            self._text = f"expected one of {self._context.get('expected_tags')}"
+            self.kind = "missing" if self.kind == "union_tag_not_found" else self.kind
 
     @property
     def param(self) -> str:
@@ -200,5 +206,5 @@ def _real_path(inside: Iterable[Any], body: Any) -> Iterable[str | int]:
 def _unknown_parameter(path: str, name: str, nearest: str) -> str:
     if name in REFUSED:
         return f"the parameter {path} is not supported: {REFUSED[name]}"
-    guess = f"did you mean {nearest}? " if nearest else ""
-    return f"unknown parameter {path}: {guess}it would have no effect; leave it out (see /docs)"
+    fix = f"did you mean {nearest}?" if nearest else "leave it out;"
+    return f"unknown parameter {path}: {fix} /docs lists all"

@@ -8,7 +8,7 @@ import logging
 import resource
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import uvicorn
 from fastapi import FastAPI
@@ -63,13 +63,21 @@ class Server(uvicorn.Server):
     Args:
         app: of `create_app`.
         on_ready: called when requests are taken.
+        adapters: name and path of those of the first model, loaded before that.
         log_level: of uvicorn's and our loggers.
     """
 
-    def __init__(self, app: FastAPI, on_ready: Callable[[], None], log_level: str = "warning") -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        on_ready: Callable[[], None],
+        adapters: Mapping[str, str] | None = None,
+        log_level: str = "warning",
+    ) -> None:
         state = app.state.openbook
         assert isinstance(state, ServerState)
-        self._state, self._on_ready = state, on_ready
+        self._state, self._on_ready, self._adapters = state, on_ready, dict(adapters or {})
+        logging.getLogger("openbook").setLevel(log_level.upper())
         super().__init__(
             uvicorn.Config(
                 app,
@@ -88,7 +96,17 @@ class Server(uvicorn.Server):
         )
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """See uvicorn."""
+        """See uvicorn.
+
+        Raises:
+            UserError: an adapter cannot be loaded.
+        """
+        try:
+            for name, path in self._adapters.items():
+                await self._state.models.first.engine.load_adapter(name, path)
+        except BaseException:
+            await self._state.drain(0)
+            raise
         await super().startup(sockets)
         if self.started:
             self._on_ready()
@@ -115,10 +133,21 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def serve(app: FastAPI, listener: socket.socket, on_ready: Callable[[], None], log_level: str = "warning") -> None:
-    """Serve on a socket until SIGTERM or Ctrl-C; a second Ctrl-C cuts running answers off."""
+def serve(
+    app: FastAPI,
+    listener: socket.socket,
+    on_ready: Callable[[], None],
+    *,
+    adapters: Mapping[str, str] | None = None,
+    log_level: str = "warning",
+) -> None:
+    """Serve on a socket until SIGTERM or Ctrl-C; a second Ctrl-C cuts running answers off. See `Server`.
+
+    Raises:
+        UserError: an adapter cannot be loaded.
+    """
     _raise_file_limit()
-    Server(app, on_ready, log_level).run(sockets=[listener])
+    Server(app, on_ready, adapters, log_level).run(sockets=[listener])
 
 
 def _raise_file_limit() -> None:
