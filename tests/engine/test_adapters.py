@@ -294,20 +294,25 @@ def test_the_decoder_checks_what_it_is_given(qwen3: tuple[Path, dict[str, Path]]
     served = Served(open_model(qwen3[0]), {}, 2)
     decoder, name = served.runner.decoder, "model.layers.0.self_attn.o_proj.weight"
     a, b = np.ones((2, 128), np.float32), np.ones((64, 2), np.float32)
-    decoder.add_low_rank(0, name, 0, a, b[:30])
-    decoder.add_low_rank(0, name, 30, a, b[:34])
+    decoder.set_low_rank(0, name, [(0, a, b[:30]), (30, a[:1], b[:34, :1].copy())])
+    fitting = "expected rows 0 to 64, 128 inputs and one rank"
     for arguments, expected in (
-        ((0, name, 29, a, b[:1]), f"adapter 0 updates rows 29 to 30 of {name} twice"),
-        ((1, name, 1, a, b), f"adapter 1 updates rows 1 to 65 of {name} with 128 inputs, which is 64 x 128"),
-        ((1, name, 0, a[:, :127].copy(), b), f"rows 0 to 64 of {name} with 127 inputs, which is 64 x 128"),
-        ((1, name, -1, a, b), f"adapter 1 updates rows -1 to 63 of {name}"),
-        ((-1, name, 0, a, b), "adapter -1 updates rows"),
-        ((1, name, 0, a[:1], b), r"expected a \[rank, inputs\] and b \[outputs, rank\]"),
-        ((1, "model.embed_tokens.weight", 0, a, b), "no layer of this decoder has a matrix model.embed_tokens.weight"),
-        ((1, "model.norm.weight", 0, a, b), "no layer of this decoder has a matrix model.norm.weight"),
+        ((1, name, [(0, a, b[:30]), (29, a, b[:1])]), f"rows 29 to 30 of {name} are updated with 128 inputs"),
+        ((1, name, [(1, a, b)]), f"rows 1 to 65 of {name} are updated with 128 inputs and ranks 2 and 2: {fitting}"),
+        ((1, name, [(0, a[:, :127].copy(), b)]), f"are updated with 127 inputs and ranks 2 and 2: {fitting}"),
+        ((1, name, [(-1, a, b)]), f"rows -1 to 63 of {name} are updated"),
+        ((1, name, [(0, a[:1], b)]), f"with 128 inputs and ranks 1 and 2: {fitting}"),
+        ((1, name, [(0, a[:0], b[:, :0].copy())]), f"with 128 inputs and ranks 0 and 0: {fitting}"),
+        ((1, name, []), "expected an adapter from 0 on, and updates"),
+        ((-1, name, [(0, a, b)]), "expected an adapter from 0 on, and updates"),
+        (
+            (1, "model.embed_tokens.weight", [(0, a, b)]),
+            "no layer of this decoder has a matrix model.embed_tokens.weight",
+        ),
+        ((1, "model.norm.weight", [(0, a, b)]), "no layer of this decoder has a matrix model.norm.weight"),
     ):
         with pytest.raises(ValueError, match=expected):
-            decoder.add_low_rank(*arguments)
+            decoder.set_low_rank(*arguments)
     assert decoder.has_adapter(0) and not decoder.has_adapter(1)
     decoder.remove_adapter(7)  # nothing to forget
 

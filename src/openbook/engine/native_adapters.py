@@ -36,8 +36,8 @@ class NativeAdapters:
         number = min(set(range(len(self._numbers) + 1)) - set(self._numbers.values()))
         try:
             for matrix, updates in adapter.matrices.items():
-                for update in updates:
-                    self._decoder.add_low_rank(number, f"{matrix}.weight", update.first_row, update.a, update.b)
+                parts = [(update.first_row, update.a, update.b) for update in updates]
+                self._decoder.set_low_rank(number, f"{matrix}.weight", parts)
         except ValueError as error:
             self._decoder.remove_adapter(number)
             raise unfitting(adapter.name, matrix) from error

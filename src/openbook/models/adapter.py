@@ -29,7 +29,7 @@ class Adapter:
 
     name: what requests call it. digest: SHA-256 of all that it computes with, 64 hex digits: equal for equal numbers,
     whatever type a file holds them in. matrices: by the name of the `Linear` in our model, the updates of it, whose
-    rows do not overlap: q, k and v of `model.layers.0.self_attn.qkv_proj` have one each.
+    rows ascend and do not overlap: q, k and v of `model.layers.0.self_attn.qkv_proj` have one each.
     """
 
     name: str

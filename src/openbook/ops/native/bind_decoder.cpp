@@ -1,9 +1,12 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <optional>
 #include <string>
+#include <tuple>
+#include <vector>
 
 #include "bindings.h"
 #include "decoder.h"
@@ -41,14 +44,16 @@ struct Cache {
 
 void run(Decoder& decoder, const Ints& token_ids, const Ints& positions, const Ints& sequences,
          const Tables& block_tables, const Cache& cache, const ConstFloats2& cosines, const ConstFloats2& sines,
-         const Ints& wanted, const Floats2& logits, const Adapters& adapters) {
+         const Ints& wanted, const Floats2& out, const Adapters& adapters, bool is_hidden) {
   const DecoderShape& s = decoder.shape();
   const std::int64_t M = extent(token_ids.shape(0)), num_blocks = cache.num_blocks;
   const std::int64_t table_width = extent(block_tables.shape(1));
   require(M > 0 && extent(positions.shape(0)) == M && extent(sequences.shape(0)) == M,
           "step: expected token_ids, positions and sequences of the same length M, from 1");
-  require(extent(logits.shape(0)) == extent(wanted.shape(0)) && extent(logits.shape(1)) == s.vocab_size,
-          "step: expected logits [R, vocab_size] for R wanted rows");
+  const std::int64_t out_size = is_hidden ? s.hidden_size : s.vocab_size;
+  require(extent(out.shape(0)) == extent(wanted.shape(0)) && extent(out.shape(1)) == out_size,
+          is_hidden ? "step: expected out [R, hidden_size] for R wanted rows"
+                    : "step: expected out [R, vocab_size] for R wanted rows");
   require_indices(token_ids, s.vocab_size, "the token id");
   require_indices(sequences, extent(block_tables.shape(0)), "the sequence");
   require_indices(wanted, M, "the wanted row");
@@ -97,15 +102,16 @@ void run(Decoder& decoder, const Ints& token_ids, const Ints& positions, const I
                                  sines.data(),
                                  extent(wanted.shape(0)),
                                  wanted.data(),
-                                 logits.data(),
+                                 is_hidden ? nullptr : out.data(),
+                                 is_hidden ? out.data() : nullptr,
                                  adapters ? adapters->data() : nullptr};
   const nb::gil_scoped_release release;
   decoder.step(arguments);
 }
 
 void step(Decoder& decoder, Ints token_ids, Ints positions, Ints sequences, Tables block_tables, Array<float, 5> keys,
-          Array<float, 5> values, ConstFloats2 cosines, ConstFloats2 sines, Ints wanted, Floats2 logits,
-          Adapters adapters) {
+          Array<float, 5> values, ConstFloats2 cosines, ConstFloats2 sines, Ints wanted, Floats2 out, Adapters adapters,
+          bool is_hidden) {
   const DecoderShape& s = decoder.shape();
   require(extent(keys.shape(0)) == s.num_layers && extent(keys.shape(2)) == s.num_kv_heads &&
               extent(keys.shape(3)) == s.head_dim && extent(keys.shape(4)) == kPageTokens,
@@ -115,19 +121,19 @@ void step(Decoder& decoder, Ints token_ids, Ints positions, Ints sequences, Tabl
               extent(values.shape(4)) == s.head_dim,
           "step: expected values [num_layers, num_blocks, num_kv_heads, 16, head_dim]");
   const Cache cache = {nullptr, keys.data(), values.data(), extent(keys.shape(1))};
-  run(decoder, token_ids, positions, sequences, block_tables, cache, cosines, sines, wanted, logits, adapters);
+  run(decoder, token_ids, positions, sequences, block_tables, cache, cosines, sines, wanted, out, adapters, is_hidden);
 }
 
 void quant_step(Decoder& decoder, Ints token_ids, Ints positions, Ints sequences, Tables block_tables,
-                Array<std::uint8_t, 4> pages, ConstFloats2 cosines, ConstFloats2 sines, Ints wanted, Floats2 logits,
-                Adapters adapters) {
+                Array<std::uint8_t, 4> pages, ConstFloats2 cosines, ConstFloats2 sines, Ints wanted, Floats2 out,
+                Adapters adapters, bool is_hidden) {
   const DecoderShape& s = decoder.shape();
   require(s.head_dim % kQuantBlock == 0, "step: pages of 8 bits are for heads of a multiple of 32 features");
   require(extent(pages.shape(0)) == s.num_layers && extent(pages.shape(2)) == s.num_kv_heads &&
               extent(pages.shape(3)) == quant_page_bytes(s.head_dim),
           "step: expected pages [num_layers, num_blocks, num_kv_heads, quant_page_bytes(head_dim)]");
   const Cache cache = {pages.data(), nullptr, nullptr, extent(pages.shape(1))};
-  run(decoder, token_ids, positions, sequences, block_tables, cache, cosines, sines, wanted, logits, adapters);
+  run(decoder, token_ids, positions, sequences, block_tables, cache, cosines, sines, wanted, out, adapters, is_hidden);
 }
 
 }  // namespace
@@ -170,27 +176,33 @@ void bind_decoder(nb::module_& m) {
           },
           nb::arg("name"), nb::arg("matrix"), nb::keep_alive<1, 3>())
       .def(
-          "add_low_rank",
-          [](Decoder& decoder, std::int32_t adapter, const std::string& name, std::int64_t first_row, ConstFloats2 a,
-             ConstFloats2 b) {
-            require(a.shape(0) == b.shape(1), "add_low_rank: expected a [rank, inputs] and b [outputs, rank]");
-            decoder.add_low_rank(adapter, name, first_row, a.data(), b.data(), extent(a.shape(0)), extent(a.shape(1)),
-                                 extent(b.shape(0)));
+          "set_low_rank",
+          [](Decoder& decoder, std::int32_t adapter, const std::string& name,
+             const std::vector<std::tuple<std::int64_t, ConstFloats2, ConstFloats2>>& updates) {
+            const auto matrix = [](const ConstFloats2& array) {
+              return FloatMatrix{array.data(), extent(array.shape(0)), extent(array.shape(1))};
+            };
+            std::vector<LowRankUpdate> given;
+            for (const auto& [first_row, a, b] : updates) given.push_back({first_row, matrix(a), matrix(b)});
+            decoder.set_low_rank(adapter, name, given);
           },
-          nb::arg("adapter"), nb::arg("name"), nb::arg("first_row"), nb::arg("a"), nb::arg("b"),
-          "Adapter number `adapter` adds b (a x) to the outputs of matrix `name` from first_row on; copies a [rank, inputs] "
-          "and b [outputs, rank]. ValueError for an unknown name, another shape, or rows that it updates already.")
+          nb::arg("adapter"), nb::arg("name"), nb::arg("updates"),
+          "What adapter number `adapter` adds to matrix `name`: a list of (first_row, a, b), rows ascending; outputs from "
+          "first_row on get b (a x). Copies float32 a [rank, inputs] and b [outputs, rank]. ValueError for an unknown name, "
+          "or updates that do not fit or overlap.")
       .def("remove_adapter", &Decoder::remove_adapter, nb::arg("adapter"), "Forgets all that adapter number `adapter` adds.")
       .def("has_adapter", &Decoder::has_adapter, nb::arg("adapter"), "Whether adapter number `adapter` adds anything.")
       .def("missing", &Decoder::missing, "Names of the weights that were not set yet.")
       .def("step", &step, nb::arg("token_ids"), nb::arg("positions"), nb::arg("sequences"), nb::arg("block_tables"),
            nb::arg("keys"), nb::arg("values"), nb::arg("cosines"), nb::arg("sines"), nb::arg("wanted"),
-           nb::arg("logits"), nb::arg("adapters") = nb::none(),
+           nb::arg("out"), nb::arg("adapters") = nb::none(), nb::arg("is_hidden") = false,
            "One step: int32 token_ids, positions and sequences [M], block_tables [S, W], the cache, rope tables, wanted "
-           "[R] ascending, adapters [S] with -1 for none; fills logits float32 [R, V]. Every index is checked first.")
+           "[R] ascending, adapters [S] with -1 for none; fills out float32 [R, V] with logits, or with is_hidden "
+           "[R, D] with the normalised rows that they are made from. Every index is checked first.")
       .def("step", &quant_step, nb::arg("token_ids"), nb::arg("positions"), nb::arg("sequences"),
            nb::arg("block_tables"), nb::arg("pages"), nb::arg("cosines"), nb::arg("sines"), nb::arg("wanted"),
-           nb::arg("logits"), nb::arg("adapters") = nb::none(), "The same over a cache of 8-bit pages.");
+           nb::arg("out"), nb::arg("adapters") = nb::none(), nb::arg("is_hidden") = false,
+           "The same over a cache of 8-bit pages.");
 }
 
 }  // namespace openbook

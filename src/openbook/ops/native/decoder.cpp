@@ -162,46 +162,45 @@ void Decoder::set_matrix(const std::string& name, QuantView weight) {
   num_bytes_ += weight.num_bytes();
 }
 
-void Decoder::add_low_rank(std::int32_t adapter, const std::string& name, std::int64_t first_row, const float* a,
-                           const float* b, std::int64_t rank, std::int64_t inputs, std::int64_t outputs) {
+void Decoder::set_low_rank(std::int32_t adapter, const std::string& name, const std::vector<LowRankUpdate>& updates) {
   const auto found = matrices_.find(name);
   if (found == matrices_.end() || !name.starts_with("model.layers.")) {
     throw std::invalid_argument("no layer of this decoder has a matrix " + name);
   }
+  if (adapter < 0 || updates.empty()) throw std::invalid_argument("expected an adapter from 0 on, and updates");
   const MatrixSlot& expected = found->second;
-  const std::int64_t end = first_row + outputs;
-  if (adapter < 0 || first_row < 0 || outputs < 1 || rank < 1 || end > expected.outputs || inputs != expected.inputs) {
-    throw std::invalid_argument("adapter " + std::to_string(adapter) + " updates rows " + std::to_string(first_row) +
-                                " to " + std::to_string(end) + " of " + name + " with " + std::to_string(inputs) +
-                                " inputs, which is " + std::to_string(expected.outputs) + " x " +
-                                std::to_string(expected.inputs));
-  }
-  auto& updates = expected.matrix->updates;
-  if (updates.size() <= static_cast<std::size_t>(adapter)) updates.resize(static_cast<std::size_t>(adapter) + 1);
-  std::vector<LowRank>& own = updates[static_cast<std::size_t>(adapter)];
-  for (const LowRank& other : own) {
-    if (first_row < other.first_row() + other.outputs() && other.first_row() < end) {
-      throw std::invalid_argument("adapter " + std::to_string(adapter) + " updates rows " + std::to_string(first_row) +
-                                  " to " + std::to_string(end) + " of " + name + " twice");
+  std::int64_t end = 0;
+  for (const auto& [first_row, a, b] : updates) {
+    const std::int64_t last_end = end;
+    end = first_row + b.rows;
+    if (first_row < last_end || end > expected.outputs || b.rows < 1 || a.rows < 1 || b.columns != a.rows ||
+        a.columns != expected.inputs) {
+      throw std::invalid_argument(
+          "rows " + std::to_string(first_row) + " to " + std::to_string(end) + " of " + name + " are updated with " +
+          std::to_string(a.columns) + " inputs and ranks " + std::to_string(a.rows) + " and " +
+          std::to_string(b.columns) + ": expected rows " + std::to_string(last_end) + " to " +
+          std::to_string(expected.outputs) + ", " + std::to_string(expected.inputs) + " inputs and one rank");
     }
   }
-  own.emplace_back(first_row, a, b, rank, inputs, outputs);
+  auto& of_matrix = expected.matrix->updates;
+  if (of_matrix.size() <= static_cast<std::size_t>(adapter)) of_matrix.resize(static_cast<std::size_t>(adapter) + 1);
+  of_matrix[static_cast<std::size_t>(adapter)].emplace(updates);
 }
 
 void Decoder::remove_adapter(std::int32_t adapter) {
   for (auto& [name, slot] : matrices_) {
     auto& updates = slot.matrix->updates;
     if (adapter >= 0 && static_cast<std::size_t>(adapter) < updates.size()) {
-      updates[static_cast<std::size_t>(adapter)] = {};
+      updates[static_cast<std::size_t>(adapter)].reset();
     }
-    while (!updates.empty() && updates.back().empty()) updates.pop_back();
+    while (!updates.empty() && !updates.back()) updates.pop_back();
   }
 }
 
 bool Decoder::has_adapter(std::int32_t adapter) const {
   return adapter >= 0 && std::any_of(matrices_.begin(), matrices_.end(), [&](const auto& entry) {
     const auto& updates = entry.second.matrix->updates;
-    return static_cast<std::size_t>(adapter) < updates.size() && !updates[static_cast<std::size_t>(adapter)].empty();
+    return static_cast<std::size_t>(adapter) < updates.size() && updates[static_cast<std::size_t>(adapter)];
   });
 }
 
@@ -270,8 +269,8 @@ void Decoder::adapt(const DecoderMatrix& matrix, const float* x, const Rows& row
       const std::int64_t adapter = rows.adapters[row];
       for (next = row + 1; next < end && rows.adapters[next] == adapter;) ++next;
       if (adapter < 0 || adapter >= num_adapters) continue;
-      for (const LowRank& update : matrix.updates[static_cast<std::size_t>(adapter)]) {
-        update.add_to(x + row * inputs, next - row, out + row * outputs, outputs, own);
+      if (const auto& updates = matrix.updates[static_cast<std::size_t>(adapter)]) {
+        updates->add_to(x + row * inputs, next - row, out + row * outputs, outputs, own);
       }
     }
   });
@@ -417,7 +416,7 @@ const std::int32_t* Decoder::row_adapters(const DecoderStep& step) const {
   return has_any ? adapters.data() : nullptr;
 }
 
-// Keeps the rows whose logits are wanted, and no others.
+// Keeps the rows that are wanted, and no others.
 Decoder::Rows Decoder::wanted(const DecoderStep& step, const Rows& rows) {
   std::vector<std::int32_t>&sequences = scratch_->sequences, &positions = scratch_->positions;
   std::int32_t* adapters = rows.adapters == nullptr ? nullptr : scratch_->adapters.data();
@@ -457,6 +456,12 @@ void Decoder::step(const DecoderStep& step) {
     add(rows.x + row * D, rows.change + row * D, D);
     norm(rows.x + row * D, final_norm_, final_norm_bias_, out);
   };
+  if (step.hidden != nullptr) {
+    parallel_ranges(rows.count, kRowGrain, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t row = begin; row < end; ++row) normed(row, step.hidden + row * D);
+    });
+    return;
+  }
   linear_of(s.is_tied ? embedding_ : head_, rows, D, normed, step.logits, s.vocab_size);
 }
 

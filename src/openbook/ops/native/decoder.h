@@ -1,4 +1,4 @@
-// A whole dense decoder (Llama, Mistral, Qwen 2 and 3, GPT-2) for inference: token ids in, logits out.
+// A whole dense decoder (Llama, Mistral, Qwen 2 and 3, GPT-2) for inference: token ids in, logits or hidden states out.
 //
 // It computes what the models in openbook/models compute through the exact Ops, to the bit: the same kernels in the same
 // order, without Python between them.
@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <variant>
@@ -44,7 +45,7 @@ struct DecoderShape {
 struct DecoderMatrix {
   std::variant<std::monostate, PackedWeight, QuantView> weight;
   std::vector<float> bias;
-  std::vector<std::vector<LowRank>> updates;  // [adapter], as far as any has some
+  std::vector<std::optional<LowRank>> updates;  // [adapter], as far as one has any
 };
 
 // Everything of a step that is not weights. All indices are checked by the binding.
@@ -62,8 +63,9 @@ struct DecoderStep {
   const float* cosines;                // [positions, head_dim / 2]
   const float* sines;
   std::int64_t num_wanted;             // R
-  const std::int32_t* wanted;          // [R]: the rows whose logits are asked for, ascending
-  float* logits;                       // [R, vocab_size]
+  const std::int32_t* wanted;          // [R]: the rows that are asked for, ascending
+  float* logits;                       // [R, vocab_size], or null, then:
+  float* hidden;                       // [R, hidden_size]: the normalised rows that logits are made from
   const std::int32_t* adapters;        // [num_sequences]: the adapter of each, -1 for none; null: none has one
 };
 
@@ -80,12 +82,9 @@ class Decoder {
   void set_matrix(const std::string& name, PackedWeight weight);
   void set_matrix(const std::string& name, QuantView weight);
 
-  // One update by adapter number `adapter`, from 0, of the matrix `name`: the outputs from first_row on get b (a x), with a
-  // [rank, inputs] and b [outputs, rank], row-major, both copied. Not while a step runs.
-  // Throws std::invalid_argument if no layer has such a matrix, it has not such rows or inputs, or that adapter updates one
-  // of these rows already.
-  void add_low_rank(std::int32_t adapter, const std::string& name, std::int64_t first_row, const float* a, const float* b,
-                    std::int64_t rank, std::int64_t inputs, std::int64_t outputs);
+  // What adapter number `adapter`, from 0, adds to the matrix `name`; copied. Not while a step runs.
+  // Throws std::invalid_argument if no layer has such a matrix, updates do not fit it or overlap, or there are none.
+  void set_low_rank(std::int32_t adapter, const std::string& name, const std::vector<LowRankUpdate>& updates);
 
   // Forgets all updates by an adapter and gives their memory back. Not while a step runs.
   void remove_adapter(std::int32_t adapter);

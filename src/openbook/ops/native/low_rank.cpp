@@ -12,28 +12,36 @@ float* room(std::vector<float>& buffer, std::int64_t size) {
 
 }  // namespace
 
-// Memory of its own, not a share of a chunk: adapters come and go one by one.
-LowRank::LowRank(std::int64_t first_row, const float* a, const float* b, std::int64_t rank, std::int64_t inputs,
-                 std::int64_t outputs)
-    : first_row_(first_row) {
-  const std::size_t a_bytes = packed_bytes(rank, inputs, Element::f32);
-  memory_.reset(allocate_pages(a_bytes + packed_bytes(outputs, rank, Element::f32)), free_pages);
-  char* const at = static_cast<char*>(memory_.get());
-  pack_weight(a, rank, inputs, Element::f32, at);
-  pack_weight(b, outputs, rank, Element::f32, at + a_bytes);
-  a_ = {at, rank, inputs, Element::f32};
-  b_ = {at + a_bytes, outputs, rank, Element::f32};
+LowRank::LowRank(const std::vector<LowRankUpdate>& updates) {
+  std::vector<float> stacked;
+  std::int64_t num_low = 0;
+  for (const LowRankUpdate& update : updates) {
+    stacked.insert(stacked.end(), update.a.data, update.a.data + update.a.rows * update.a.columns);
+    parts_.push_back({update.first_row, num_low, pack(update.b)});
+    num_low += update.a.rows;
+  }
+  a_ = pack({stacked.data(), num_low, updates.front().a.columns});
+}
+
+PackedWeight LowRank::pack(const FloatMatrix& matrix) {
+  const std::size_t bytes = packed_bytes(matrix.rows, matrix.columns, Element::f32);
+  memory_.push_back(allocate_matrix(static_cast<std::int64_t>(bytes)));
+  pack_weight(matrix.data, matrix.rows, matrix.columns, Element::f32, memory_.back().get());
+  return {memory_.back().get(), matrix.rows, matrix.columns, Element::f32};
 }
 
 void LowRank::add_to(const float* x, std::int64_t num_rows, float* out, std::int64_t out_stride,
                      LowRankScratch& scratch) const {
   float* low = room(scratch.low, num_rows * a_.n);
-  float* high = room(scratch.high, num_rows * b_.n);
   packed_linear(a_, x, a_.k, num_rows, nullptr, low, a_.n);
-  packed_linear(b_, low, b_.k, num_rows, nullptr, high, b_.n);
-  for (std::int64_t row = 0; row < num_rows; ++row) {
-    float* to = out + row * out_stride + first_row_;
-    for (std::int64_t i = 0; i < b_.n; ++i) to[i] += high[row * b_.n + i];
+  for (const Part& part : parts_) {
+    const std::int64_t outputs = part.b.n;
+    float* high = room(scratch.high, num_rows * outputs);
+    packed_linear(part.b, low + part.first_low, a_.n, num_rows, nullptr, high, outputs);
+    for (std::int64_t row = 0; row < num_rows; ++row) {
+      float* to = out + row * out_stride + part.first_row;
+      for (std::int64_t i = 0; i < outputs; ++i) to[i] += high[row * outputs + i];
+    }
   }
 }
 

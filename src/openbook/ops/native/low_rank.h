@@ -13,27 +13,43 @@
 
 namespace openbook {
 
-// What the rows of some x are taken through; grows to the largest so far.
+// Row-major, [rows, columns].
+struct FloatMatrix {
+  const float* data;
+  std::int64_t rows, columns;
+};
+
+// What is added to some outputs of a matrix, from first_row on: b (a x), with a [rank, inputs] and b [outputs, rank].
+struct LowRankUpdate {
+  std::int64_t first_row;
+  FloatMatrix a, b;
+};
+
+// Memory for products of a few rows; grows to the largest so far.
 struct LowRankScratch {
   std::vector<float> low, high;
 };
 
+// All that one adapter adds to one matrix.
 class LowRank {
  public:
-  // Copies a [rank, inputs] and b [outputs, rank], row-major. Updates the outputs from first_row on.
-  LowRank(std::int64_t first_row, const float* a, const float* b, std::int64_t rank, std::int64_t inputs,
-          std::int64_t outputs);
-
-  std::int64_t first_row() const { return first_row_; }
-  std::int64_t outputs() const { return b_.n; }
+  // Copies the matrices, which fit each other. The updates' outputs do not overlap.
+  explicit LowRank(const std::vector<LowRankUpdate>& updates);
 
   // Adds to rows of out, out_stride apart, what the rows of x [num_rows, inputs] make.
   void add_to(const float* x, std::int64_t num_rows, float* out, std::int64_t out_stride, LowRankScratch& scratch) const;
 
  private:
-  std::int64_t first_row_;
-  std::shared_ptr<void> memory_;  // of both matrices
-  PackedWeight a_, b_;
+  struct Part {
+    std::int64_t first_row, first_low;
+    PackedWeight b;
+  };
+
+  PackedWeight pack(const FloatMatrix& matrix);
+
+  std::vector<std::shared_ptr<void>> memory_;
+  PackedWeight a_;  // of all updates, one below another: x is read once
+  std::vector<Part> parts_;
 };
 
 }  // namespace openbook
