@@ -201,7 +201,7 @@ def test_a_bug_in_the_worker_is_logged_there_and_told_here(caplog: pytest.LogCap
 def test_what_no_message_can_hold_harms_its_request_alone(caplog: pytest.LogCaptureFixture) -> None:
     async def work(engine: LoopEngine) -> None:
         for params in (SamplingParams(stop=("\ud800",)), SamplingParams(stop_ids=(2**70,))):
-            with pytest.raises(UserError, match="the request cannot be passed on to its engine: .*; correct that"):
+            with pytest.raises(UserError, match=r"the request cannot be passed on to its engine: .*; correct that"):
                 await collect(engine, Request(prompt_ids=[1], params=params, id="a"))
         tasks = [asyncio.create_task(collect(engine, asked(name, [1]))) for name in ("good", "bad")]
         await settle()
