@@ -26,7 +26,7 @@ class JsonRequest(Request):
         try:
             return msgspec.json.decode(await self.body())
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            reason = str(error)
+            reason = str(error).partition(" - at ")[0]
         except RecursionError:
             reason = "it is nested too deeply"
         raise ApiError(400, f"the body is not valid JSON ({reason}): correct it", code="invalid_json")

@@ -141,8 +141,7 @@ def explain_validation(errors: Sequence[Any], body: Any) -> ApiError:
     """
     found = [_Problem(error, body) for error in errors]
     unknown = [problem for problem in found if problem.kind == "unknown_parameter"]
-    # Of a union's branches, the one that got furthest is the one that was meant.
-    problem = max(unknown or found, key=lambda problem: len(problem.path))
+    problem = max(unknown or found, key=lambda problem: problem.reach)
     return ApiError(400, problem.message(), param=problem.param or None, code=problem.code)
 
 
@@ -167,6 +166,12 @@ class _Problem:
             self._given = self._given.get(name) if isinstance(self._given, dict) else self._given
             self._text = f"expected one of {self._context.get('expected_tags')}"
             self.kind = "missing" if self.kind == "union_tag_not_found" else self.kind
+
+    @property
+    def reach(self) -> tuple[int, bool, int]:
+        """How far pydantic got: of a union's branches, the one that got furthest is the one that was meant."""
+        last = self.path[-1] if self.path else 0
+        return len(self.path), not self.kind.endswith("_type"), last if isinstance(last, int) else 0
 
     @property
     def param(self) -> str:
