@@ -98,11 +98,8 @@ class AnswerGuide:
         if forced:
             thinking.push(token_id)
             return forced[1:]
-        was_thinking, is_part, may_open = (
-            thinking.is_thinking,
-            thinking.is_answering,
-            token_id in thinking.opening_ids(),
-        )
+        was_thinking, is_part = thinking.is_thinking, thinking.is_answering
+        may_open = token_id in thinking.opening_ids()
         thinking.push(token_id)
         if thinking.is_thinking:
             if grammar is not None and not was_thinking:
