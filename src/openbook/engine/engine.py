@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from openbook.core.errors import UserError
 from openbook.engine.block_manager import BlockManager
 from openbook.engine.drafting import StepCost
+from openbook.engine.embedding import Embedder, EmbeddingJob, require_embeddable
 from openbook.engine.events import EngineStats, SequenceEvent, TokenLogprob
 from openbook.engine.next_token import NextToken
 from openbook.engine.paged import BLOCK_TOKENS, PagedRunner, PagedStep, PromptImages
@@ -118,6 +120,7 @@ class Engine:
         self._cache = runner.paged_cache(num_blocks)
         self._blocks = BlockManager(num_blocks, settings.has_prefix_cache)
         self._scheduler = Scheduler(self._blocks, settings.max_running, settings.max_step_tokens)
+        self._embedder = Embedder(runner, settings.max_step_tokens)
         self._arrivals = 0
         self._cost = StepCost()
         self._num_steps = self._num_prompt = self._num_new = self._num_drafts = self._num_accepted = 0
@@ -126,7 +129,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step would do something."""
-        return bool(self._scheduler.running or self._scheduler.waiting)
+        return bool(self._scheduler.running or self._scheduler.waiting) or self._embedder.has_work
 
     @property
     def num_waiting(self) -> int:
@@ -160,9 +163,27 @@ class Engine:
             self._end(sequence)
         return [SequenceEvent(request_id=request_id, index=one.index, finish_reason="cancelled") for one in mine]
 
+    def prepare_embedding(self, prompts: Iterable[Tokens[int]], adapter: str | None = None) -> EmbeddingJob:
+        """Prompts to embed, checked; may be called from any thread.
+
+        Raises:
+            UserError: there is no prompt, one is empty or past the context, or a token id is unknown.
+        """
+        given = list(prompts)
+        require_embeddable(given, self.max_model_len, self._runner.vocab_size)
+        return EmbeddingJob(given, adapter)
+
+    def embed(self, job: EmbeddingJob) -> None:
+        """Let prepared prompts be embedded, a piece at each step."""
+        self._embedder.add(job)
+
+    def drop_embedding(self, job: EmbeddingJob) -> None:
+        """Compute no more of a job."""
+        self._embedder.drop(job)
+
     def uses_adapter(self, name: str) -> bool:
         """Whether a request that has not ended asked for an adapter."""
-        return any(one.request.adapter == name for one in self._sequences())
+        return any(one.request.adapter == name for one in self._sequences()) or self._embedder.uses_adapter(name)
 
     def forget_prefixes(self) -> None:
         """Find no prefix again that is cached now: an adapter of that name may come to mean another."""
@@ -176,7 +197,7 @@ class Engine:
             num_blocks=self._blocks.num_blocks,
             num_free_blocks=self._blocks.num_free,
             num_steps=self._num_steps,
-            num_prompt_tokens=self._num_prompt,
+            num_prompt_tokens=self._num_prompt + self._embedder.num_tokens,
             num_cached_tokens=self._scheduler.num_cached_tokens,
             num_new_tokens=self._num_new,
             num_preempted=self._scheduler.num_preempted,
@@ -189,6 +210,8 @@ class Engine:
     def step(self) -> list[SequenceEvent]:
         """Compute one step; what it added to each sequence that got a token. Nothing to do: no events."""
         began_s = time.perf_counter()
+        if self._embedder.has_work:
+            self._embedder.step()
         if self._drafter is not None:
             self._guess(self._drafter)
         plan = self._scheduler.plan()
@@ -218,6 +241,8 @@ class Engine:
             return
         try:
             drafter.propose(ready, self._cost.overhead / len(ready))
+            for sequence in ready:
+                sequence.draft_ids = sequence.draft_ids[: sequence.chooser.num_allowed(sequence.draft_ids)]
         except Exception:  # whatever a draft model may throw: answers come without it too
             _LOG.warning("no tokens are guessed any more: the drafter failed", exc_info=True)
             self._drafter = None
@@ -338,17 +363,22 @@ class Engine:
             event.token_ids.append(token_id)
             if logprob is not None:  # what follows by force is certain
                 event.logprobs.append(logprob if number == 1 else TokenLogprob(token_id=token_id, logprob=0.0))
-            num_calls = len(sequence.transcript.tool_calls)
-            event.pieces.extend(sequence.transcript.push(token_id))
-            if sequence.transcript.is_stopped:
+            transcript = sequence.transcript
+            num_calls = len(transcript.tool_calls)
+            event.pieces.extend(transcript.push(token_id))
+            if transcript.is_stopped:
                 sequence.finish_reason = "stop"
             elif len(sequence.new_ids) == sequence.limit:
                 sequence.finish_reason = "length"
-                event.pieces.extend(sequence.transcript.close())
-            event.tool_calls.extend(sequence.transcript.tool_calls[num_calls:])
+            else:
+                ids += sequence.chooser.follow(token_id)
+                if sequence.chooser.is_finished:
+                    sequence.finish_reason = "stop"
+            if sequence.finish_reason and not transcript.is_stopped:
+                event.pieces.extend(transcript.close())
+            event.tool_calls.extend(transcript.tool_calls[num_calls:])
             if sequence.finish_reason:
                 break
-            ids += sequence.chooser.follow(token_id)
         return number
 
     def _guarded(self, sequence: Sequence, work: Callable[[], SequenceEvent]) -> SequenceEvent:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from openbook.checkpoint.raw_weights import RAW_FAMILIES
 from openbook.core.errors import UserError
 from openbook.engine.choices import CacheKind, Profile
+from openbook.engine.native_adapters import NativeAdapters
 from openbook.engine.paged import BLOCK_TOKENS, PagedCache
 from openbook.models.config import DecoderConfig, ModelConfig
 from openbook.models.configs.gpt2 import GPT2Config
@@ -134,6 +135,7 @@ class NativeRunner:
 
     def __init__(self, config: ModelConfig, decoder: Decoder, cache_kind: CacheKind = "float32") -> None:
         self._config, self.decoder, self.rope = config, decoder, RopeTables(config)
+        self.adapters = NativeAdapters(decoder)
         self.cache_kind: CacheKind = cache_kind
 
     @property

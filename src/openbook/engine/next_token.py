@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,7 @@ from openbook.engine.request import Request
 from openbook.engine.sampler import penalise, sample_one, token_logprob
 
 if TYPE_CHECKING:
-    from openbook.engine.structured import GrammarState
-    from openbook.engine.thinking import ThinkingTracker
+    from openbook.engine.answer_guide import AnswerGuide
 
 
 @dataclass(frozen=True)
@@ -33,15 +32,11 @@ class TokenChooser:
     Args:
         request: whose sampling parameters hold.
         index: which of its samples this is.
-        thinking: knows whether the sequence thinks; None where nothing depends on it.
-        grammar: what the answer obeys.
+        guide: keeps thinking to its budget and the answer to its grammar; None where there is neither.
     """
 
-    def __init__(
-        self, request: Request, index: int, thinking: ThinkingTracker | None, grammar: GrammarState | None
-    ) -> None:
-        self._params, self._index = request.params, index
-        self._thinking, self._grammar = thinking, grammar
+    def __init__(self, request: Request, index: int, guide: AnswerGuide | None) -> None:
+        self._params, self._index, self._guide = request.params, index, guide
         params = request.params
         self._has_penalties = bool(
             params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty or params.logit_bias
@@ -58,14 +53,14 @@ class TokenChooser:
             counts: how often each token stands in the answer so far.
 
         Raises:
-            UserError: the logits are not numbers: the weights are damaged.
+            UserError: the logits are not numbers, as the weights are damaged, or the grammar can go no further.
         """
         params, steered = self._params, logits
         if self._has_penalties:
             steered = logits.copy()
             penalise(steered, params, self._prompt_ids, counts)
-        if self._grammar is not None and not self._is_thinking:
-            steered = self._grammar.masked(steered)
+        if self._guide is not None:
+            steered = self._guide.masked(steered)
         token_id = int(steered.argmax())
         # NaN wins every comparison of argmax; minus infinity only where nothing else is left.
         if not np.isfinite(steered[token_id]):
@@ -78,14 +73,18 @@ class TokenChooser:
         return NextToken(token_id, None if num_top is None else token_logprob(logits, token_id, num_top))
 
     def follow(self, token_id: int) -> list[int]:
-        """Take a token of the sequence into account; the tokens that must follow it: those that close its thinking."""
-        if self._grammar is not None and not self._is_thinking:
-            self._grammar.accept(token_id)
-        if self._thinking is None:
-            return []
-        self._thinking.push(token_id)
-        return self._thinking.closing_ids()
+        """Take a token of the sequence into account; the tokens that must follow it: those that close its thinking.
+
+        Raises:
+            UserError: the grammar can go no further.
+        """
+        return [] if self._guide is None else self._guide.push(token_id)
 
     @property
-    def _is_thinking(self) -> bool:
-        return self._thinking is not None and self._thinking.is_thinking
+    def is_finished(self) -> bool:
+        """Whether the answer is complete and nothing can follow it."""
+        return self._guide is not None and self._guide.is_finished
+
+    def num_allowed(self, draft_ids: Sequence[int]) -> int:
+        """How many of these guesses at the next tokens are worth computing."""
+        return len(draft_ids) if self._guide is None else self._guide.num_allowed(draft_ids)

@@ -1,6 +1,7 @@
 """What the continuous-batching engine asks of a runner: steps over sequences whose keys and values live in blocks.
 
-Shapes: M tokens of a step, S sequences in it, W blocks of the longest, R rows whose logits are wanted, V vocab_size.
+Shapes: M tokens of a step, S sequences in it, W blocks of the longest, R rows whose logits are wanted, V vocab_size,
+D hidden_size.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from openbook.engine.adapters import AdapterPlace
 from openbook.engine.choices import Profile
 from openbook.tokenizer.images import ImagePatches
 
@@ -58,6 +60,9 @@ class PagedCache(Protocol):
         What a sequence's logits are does not depend on the others in the step; in the profile exact not in one bit.
         """
 
+    def hidden_states(self, step: PagedStep) -> NDArray[np.float32]:
+        """As `forward`, but the final normalised rows, from which logits are made: [R, D]."""
+
     def copy(self, source: int, target: int) -> None:
         """Give block `target` what block `source` holds."""
 
@@ -77,6 +82,10 @@ class PagedRunner(Protocol):
     @property
     def vocab_size(self) -> int:
         """Number of logits."""
+
+    @property
+    def adapters(self) -> AdapterPlace:
+        """Where it keeps adapters."""
 
     @property
     def block_bytes(self) -> int:

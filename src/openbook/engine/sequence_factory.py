@@ -15,6 +15,7 @@ from openbook.tokenizer.marks import ChatFormat, detect_format
 from openbook.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from openbook.engine.answer_guide import AnswerGuide
     from openbook.engine.structured import GrammarCompiler
 
 
@@ -58,24 +59,28 @@ class SequenceFactory:
             ignores_own_stops=params.ignore_eos,
             is_text=request.is_text,
         )
-        grammar = thinking = None
-        if params.constraint is not None:
-            grammar = self._compiler.compile(params.constraint)
-        if grammar is not None or params.thinking_budget is not None:
-            from openbook.engine.thinking import ThinkingTracker
-
-            chat_format = ChatFormat() if request.is_text else self._format
-            thinking = ThinkingTracker(self._tokenizer, chat_format, request.prompt_ids, params.thinking_budget)
         return Sequence(
             request=request,
             index=index,
             limit=limit,
             transcript=transcript,
-            chooser=TokenChooser(request, index, thinking, grammar),
+            chooser=TokenChooser(request, index, self._guide(request)),
         )
+
+    def _guide(self, request: Request) -> AnswerGuide | None:
+        params = request.params
+        if params.constraint is None and params.thinking_budget is None:
+            return None
+        from openbook.engine.answer_guide import AnswerGuide
+
+        chat_format = ChatFormat() if request.is_text else self._format
+        grammar = None
+        if params.constraint is not None:
+            grammar = self._compiler.compile(params.constraint, is_text=request.is_text)
+        return AnswerGuide(self._tokenizer, chat_format, request.prompt_ids, params.thinking_budget, grammar)
 
     @cached_property
     def _compiler(self) -> GrammarCompiler:
         from openbook.engine.structured import GrammarCompiler
 
-        return GrammarCompiler(self._tokenizer, self._vocab_size)
+        return GrammarCompiler(self._tokenizer, self._vocab_size, self._format)

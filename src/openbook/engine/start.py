@@ -8,6 +8,7 @@ from pathlib import Path
 from openbook.checkpoint.locate import locate, model_name
 from openbook.checkpoint.model_files import is_gguf, weight_files
 from openbook.core.errors import UserError
+from openbook.engine.adapters import ServedAdapters
 from openbook.engine.choices import CacheKind, Dtype, Profile
 from openbook.engine.drafting import NgramDrafter
 from openbook.engine.engine import Drafter, Engine, EngineSettings
@@ -69,6 +70,7 @@ def start_engine(model: str, options: LoadOptions, settings: EngineSettings) -> 
     elif settings.num_draft_tokens:
         drafter = NgramDrafter(settings.num_draft_tokens)
     engine = Engine(runner, SequenceFactory(chat, runner.vocab_size), settings, drafter)
+    adapters = ServedAdapters(source.config, runner.adapters)
     name = model_name(model, path)
     receipts = ReceiptMaker(
         path=path,
@@ -77,7 +79,7 @@ def start_engine(model: str, options: LoadOptions, settings: EngineSettings) -> 
         cache=options.cache,
         dtype=options.dtype,
     )
-    return StartedEngine(name, path, chat, runner.profile, LocalEngine(engine), receipts)
+    return StartedEngine(name, path, chat, runner.profile, LocalEngine(engine, adapters), receipts)
 
 
 def _load_drafter(
