@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from openbook.engine.events import EngineStats, SequenceEvent
 from openbook.engine.request import Request
@@ -37,6 +40,16 @@ class EngineClient(Protocol):
             EngineFullError: before the first event.
             UserError: before the first event, the prompt is empty or past the context, or an adapter, constraint or
                 token id is unknown or wrong.
+        """
+
+    async def embed(self, prompts: Sequence[Sequence[int]], adapter: str | None = None) -> NDArray[np.float32]:
+        """The mean of each prompt's final hidden states, [prompts, hidden_size]; the bits do not depend on the company.
+
+        Cancelling the task that waits for it ends the work.
+
+        Raises:
+            EngineFullError: too many wait already, or the engine is closed.
+            UserError: a prompt is empty or past the context, or a token id or the adapter is unknown.
         """
 
     async def stats(self) -> EngineStats:

@@ -6,11 +6,14 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from openbook.core.errors import UserError
-from openbook.engine.client import EngineFullError
+from openbook.engine.client import EngineDownError, EngineFullError
 from openbook.engine.events import EngineStats, SequenceEvent
 from openbook.engine.request import Request
 
@@ -53,6 +56,7 @@ class LocalEngine:
         self._thread: threading.Thread | None = None
         self._is_closing = False
         self._queues: dict[str, asyncio.Queue[SequenceEvent]] = {}
+        self._embeddings: set[asyncio.Future[NDArray[np.float32]]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -71,8 +75,7 @@ class LocalEngine:
         is_slow = request.params.constraint is not None or bool(request.images)
         prepare = self.engine.prepare
         sequence = await asyncio.to_thread(prepare, request) if is_slow else prepare(request)
-        if request.adapter is not None and request.adapter not in self.adapters:
-            raise UserError(f"the adapter {request.adapter!r} is not loaded: load it, or use the model as it is")
+        self._require_adapter(request.adapter)
         queue: asyncio.Queue[SequenceEvent] = asyncio.Queue()
         self._queues[request.id] = queue
         num_running = request.num_samples
@@ -86,6 +89,29 @@ class LocalEngine:
             del self._queues[request.id]
             if num_running:
                 self._do(lambda: self._drop(request.id))
+
+    async def embed(self, prompts: Sequence[Sequence[int]], adapter: str | None = None) -> NDArray[np.float32]:
+        """See `EngineClient.embed`."""
+        if self._is_closing or len(self._embeddings) >= self.engine.settings.max_waiting:
+            raise EngineFullError(len(self._embeddings), retry_after_s=self._seconds_a_request())
+        job = self.engine.prepare_embedding(prompts, adapter)
+        self._require_adapter(adapter)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[NDArray[np.float32]] = loop.create_future()
+
+        def end() -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_settle, future, job.result, job.error)
+
+        job.on_end = end
+        self._embeddings.add(future)
+        try:
+            self._do(lambda: self.engine.embed(job))
+            return await future
+        finally:
+            self._embeddings.discard(future)
+            if not job.is_over:
+                self._do(lambda: self.engine.drop_embedding(job))
 
     async def stats(self) -> EngineStats:
         """See `EngineClient.stats`."""
@@ -123,16 +149,22 @@ class LocalEngine:
         """See `EngineClient.close`."""
         self._is_closing = True
         end_s = time.monotonic() + deadline_s
-        while self._queues and time.monotonic() < end_s:
+        while (self._queues or self._embeddings) and time.monotonic() < end_s:
             await asyncio.sleep(0.02)
+        for future in self._embeddings:
+            _settle(future, None, EngineDownError("the engine is closed", retry_after_s=5))
         for request_id in list(self._queues):
             self._do(lambda request_id=request_id: self._end(request_id))  # type: ignore[misc]
-        while self._queues and time.monotonic() < end_s + 1.0:  # their readers see the last event
+        while (self._queues or self._embeddings) and time.monotonic() < end_s + 1.0:  # their readers see the last event
             await asyncio.sleep(0.01)
         thread = self._thread
         if thread is not None:
             self._do(self._stop)
             await asyncio.to_thread(thread.join)
+
+    def _require_adapter(self, name: str | None) -> None:
+        if name is not None and name not in self.adapters:
+            raise UserError(f"the adapter {name!r} is not loaded: load it, or use the model as it is")
 
     async def _result(self, work: Callable[[], Any]) -> Any:
         """What `work` gives, done between two steps."""
@@ -199,7 +231,7 @@ class LocalEngine:
 
 
 def _settle(future: asyncio.Future[Any], value: Any, error: Exception | None) -> None:
-    if future.cancelled():
+    if future.done():  # nobody waits any more, or it was told that there will be no result
         return
     if error is not None:
         future.set_exception(error)
