@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib import metadata
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -36,6 +37,20 @@ _EXPOSED = [
 ]
 
 
+class _App(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """The description without FastAPI's own errors for what a request lacks: here they are as all others."""
+        if self.openapi_schema is None:
+            schema = super().openapi()
+            for operations in schema["paths"].values():
+                for operation in operations.values():
+                    operation["responses"].pop("422", None)
+            for name in ("HTTPValidationError", "ValidationError"):
+                schema["components"]["schemas"].pop(name, None)
+        assert self.openapi_schema is not None
+        return self.openapi_schema
+
+
 def create_app(served: Sequence[ServedModel], settings: ServerSettings | None = None) -> FastAPI:
     """An application that serves models; `app.state.openbook` is its `ServerState`.
 
@@ -53,7 +68,7 @@ def create_app(served: Sequence[ServedModel], settings: ServerSettings | None = 
         if not state.is_draining:
             await state.drain(0)
 
-    app = FastAPI(
+    app = _App(
         title="Openbook",
         version=metadata.version("openbook"),
         description=DESCRIPTION,

@@ -86,4 +86,4 @@ class KeyRing:
 
 
 def _digest(key: str, salt: bytes) -> bytes:
-    return hmac.digest(salt, key.encode(errors="surrogateescape"), hashlib.sha256)
+    return hmac.digest(salt, key.encode(errors="surrogatepass"), hashlib.sha256)

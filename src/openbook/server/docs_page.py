@@ -67,8 +67,6 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> Iterator
         yield f"<p>Request: {_type(body)}</p>"
     yield "<table><thead><tr><th>Status</th><th>Answer</th><th></th></tr></thead><tbody>"
     for status, response in operation.get("responses", {}).items():
-        if status == "422":  # FastAPI's own, which is 400 here
-            continue
         schema = response.get("content", {}).get("application/json", {}).get("schema")
         yield f"<tr><td>{escape(status)}</td><td>{_type(schema) if schema else ''}</td>"
         yield f"<td>{escape(response.get('description', ''))}</td></tr>"

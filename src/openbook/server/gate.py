@@ -44,7 +44,10 @@ class Gate:
         answer = _Answer(send)
         metrics.open_requests.inc()
         try:
-            answer.account = self._admit(scope)
+            self._admit(scope)
+            answer.account = self._account(scope)
+            if answer.account is not None and scope["path"].startswith(_COUNTED_PREFIX):
+                answer.account.admit_request()
             body.check_length(scope)
             await self._app(scope, body, answer.send)
         except ApiError as error:  # of the gate itself; the application answers its own
@@ -59,14 +62,16 @@ class Gate:
             metrics.open_requests.dec()
             metrics.requests.labels(_route(scope), answer.status or 499).inc()
 
-    def _admit(self, scope: Scope) -> Account | None:
-        headers = Headers(scope=scope)
-        path: str = scope["path"]
-        self._check_host(headers.get("host", ""))
-        if self._state.is_draining and path != "/health":
+    def _admit(self, scope: Scope) -> None:
+        self._check_host(Headers(scope=scope).get("host", ""))
+        if self._state.is_draining and scope["path"] != "/health":
             raise ApiError(503, "the server stops: ask again in a moment", code="shutting_down", retry_after_s=5)
-        if not self._state.keys or not path.startswith(_CLOSED_PREFIXES):
+
+    def _account(self, scope: Scope) -> Account | None:
+        """The account of the request's key; None where none is asked for."""
+        if not self._state.keys or not scope["path"].startswith(_CLOSED_PREFIXES):
             return None
+        headers = Headers(scope=scope)
         scheme, _, key = headers.get("authorization", "").partition(" ")
         index = self._state.keys.find(key.strip()) if scheme.lower() == "bearer" else None
         if index is None:
@@ -76,8 +81,6 @@ class Gate:
             )
         account = self._state.accounts[index]
         scope.setdefault("state", {})["account"] = account
-        if path.startswith(_COUNTED_PREFIX):
-            account.admit_request()
         return account
 
     def _check_host(self, given: str) -> None:

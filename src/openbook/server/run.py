@@ -77,7 +77,6 @@ class Server(uvicorn.Server):
         state = app.state.openbook
         assert isinstance(state, ServerState)
         self._state, self._on_ready, self._adapters = state, on_ready, dict(adapters or {})
-        logging.getLogger("openbook").setLevel(log_level.upper())
         super().__init__(
             uvicorn.Config(
                 app,
@@ -146,6 +145,8 @@ def serve(
     Raises:
         UserError: an adapter cannot be loaded.
     """
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    logging.getLogger("openbook").setLevel(log_level.upper())
     _raise_file_limit()
     Server(app, on_ready, adapters, log_level).run(sockets=[listener])
 
