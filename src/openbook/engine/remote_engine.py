@@ -10,10 +10,13 @@ import itertools
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from openbook.core.errors import UserError
 from openbook.engine.client import EngineDownError, EngineFullError
@@ -24,6 +27,7 @@ from openbook.engine.wire import (
     Cancel,
     Close,
     Done,
+    Embed,
     Events,
     FromWorker,
     LoadAdapter,
@@ -119,7 +123,7 @@ class RemoteEngine(ABC):
         self._adapters: dict[str, str | None] = dict.fromkeys(link.ready.adapters)  # path, if loaded since the start
         self._numbers = itertools.count(1)
         self._running: dict[int, _Running] = {}
-        self._answers: dict[int, asyncio.Future[EngineStats | None]] = {}
+        self._answers: dict[int, asyncio.Future[Done]] = {}
         self._is_up, self._is_closing = True, False
         self._past = self._latest = NO_STATS  # of runs that have ended; of this run, when it was last asked
         self._delay_s = 0.0
@@ -172,11 +176,25 @@ class RemoteEngine(ABC):
             if running.open:
                 link.send(encode(Cancel(number)))
 
+    async def embed(self, prompts: Sequence[Sequence[int]], adapter: str | None = None) -> NDArray[np.float32]:
+        """See `EngineClient.embed`.
+
+        Raises:
+            EngineDownError: the engine has ended.
+        """
+        given = [list(prompt) for prompt in prompts]
+        try:
+            done = await self._ask(lambda number: Embed(number, given, adapter))
+        except (UnicodeEncodeError, OverflowError) as error:
+            raise UserError(f"the prompts cannot be passed on to their engine: {error}; correct them") from error
+        assert done.embeddings is not None
+        return done.embeddings
+
     async def stats(self) -> EngineStats:
         """See `EngineClient.stats`; of an engine that is down, what it had done when it was last asked."""
         if self.is_up:
             try:
-                self._latest = await self._ask(lambda number: AskStats(number)) or NO_STATS
+                self._latest = (await self._ask(lambda number: AskStats(number))).stats or NO_STATS
             except EngineDownError:
                 return self._past
         return add_stats(self._past, self._latest)
@@ -231,17 +249,20 @@ class RemoteEngine(ABC):
         if self._keeper is None:
             self._keeper = asyncio.create_task(self._run())
 
-    async def _ask(self, question: Callable[[int], Message]) -> EngineStats | None:
+    async def _ask(self, question: Callable[[int], Message]) -> Done:
         self._require_up()
         return await self._answer(question)
 
-    async def _answer(self, question: Callable[[int], Message]) -> EngineStats | None:
+    async def _answer(self, question: Callable[[int], Message]) -> Done:
         number = next(self._numbers)
-        answer: asyncio.Future[EngineStats | None] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
         self._answers[number] = answer
         try:
             self._link.send(encode(question(number)))
             return await answer
+        except asyncio.CancelledError:
+            self._link.send(encode(Cancel(number)))
+            raise
         finally:
             del self._answers[number]
 
@@ -267,9 +288,9 @@ class RemoteEngine(ABC):
                 for number, event in events:
                     if number in self._running:  # else nobody waits for it any more
                         self._running[number].add(event)
-            case Done(number, stats):
+            case Done(number):
                 if number in self._answers and not self._answers[number].done():
-                    self._answers[number].set_result(stats)
+                    self._answers[number].set_result(message)
             case _:
                 assert not isinstance(message, Ready), "an engine says once that it is ready"
                 error, running = as_error(message), self._running.get(message.number)

@@ -10,6 +10,9 @@ from contextlib import aclosing
 from functools import reduce
 from typing import Any, Protocol, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from openbook.core.errors import UserError
 from openbook.engine.block_manager import block_digest
 from openbook.engine.client import EngineClient, EngineDownError, EngineFullError
@@ -121,6 +124,22 @@ class RoutedEngine:
                     raise
             finally:
                 place.num_running -= request.num_samples
+
+    async def embed(self, prompts: Sequence[Sequence[int]], adapter: str | None = None) -> NDArray[np.float32]:
+        """See `EngineClient.embed`. Replicas that refuse or end are passed over as in `submit`."""
+        num_sequences = max(1, sum(map(len, prompts)) // SEQUENCE_TOKENS)
+        refused: dict[_Place, EngineFullError] = {}
+        while True:
+            place = self._choose((), refused)
+            place.num_running += num_sequences
+            try:
+                return await place.replica.embed(prompts, adapter)
+            except EngineFullError as error:
+                refused[place] = error
+                if sum(isinstance(one, EngineDownError) for one in refused.values()) > 1:
+                    raise
+            finally:
+                place.num_running -= num_sequences
 
     async def stats(self) -> EngineStats:
         """See `EngineClient.stats`: the sums over all replicas."""

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from openbook.core.errors import UserError
 from openbook.engine.choices import Profile
@@ -51,9 +52,17 @@ class Submit(Message, frozen=True):
 
 
 class Cancel(Message, frozen=True):
-    """Nobody wants the request of that number any more."""
+    """Nobody wants the request, or the embeddings, of that number any more."""
 
     number: int
+
+
+class Embed(Message, frozen=True):
+    """See `EngineClient.embed`."""
+
+    number: int
+    prompts: list[list[int]]
+    adapter: str | None
 
 
 class AskStats(Message, frozen=True):
@@ -90,10 +99,11 @@ class Events(Message, frozen=True):
 
 
 class Done(Message, frozen=True):
-    """The answer to `AskStats` (with them), `LoadAdapter` or `UnloadAdapter`."""
+    """The answer to `AskStats` (with them), `Embed` (with the embeddings), `LoadAdapter` or `UnloadAdapter`."""
 
     number: int
     stats: EngineStats | None = None
+    embeddings: NDArray[np.float32] | None = None
 
 
 class Failed(Message, frozen=True):
@@ -109,7 +119,7 @@ class Failed(Message, frozen=True):
     retry_after_s: int = 0
 
 
-ToWorker = Launch | Submit | Cancel | AskStats | LoadAdapter | UnloadAdapter | Close
+ToWorker = Launch | Submit | Embed | Cancel | AskStats | LoadAdapter | UnloadAdapter | Close
 FromWorker = Ready | Events | Done | Failed
 
 

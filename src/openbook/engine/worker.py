@@ -28,6 +28,7 @@ from openbook.engine.wire import (
     Cancel,
     Close,
     Done,
+    Embed,
     Events,
     Launch,
     LoadAdapter,
@@ -67,6 +68,8 @@ class MessageServer:
         match message:
             case Submit(number, request):
                 self._requests[number] = asyncio.create_task(self._answer(number, request))
+            case Embed(number, prompts, adapter):
+                self._requests[number] = asyncio.create_task(self._embed(number, prompts, adapter))
             case Cancel(number):
                 if number in self._requests:  # else it has just ended
                     self._requests[number].cancel()
@@ -113,6 +116,14 @@ class MessageServer:
                     if number in self._requests:
                         self._requests[number].cancel()
                     self._fail(number, error)
+
+    async def _embed(self, number: int, prompts: list[list[int]], adapter: str | None) -> None:
+        try:
+            self._say(Done(number, embeddings=await self._engine.embed(prompts, adapter)))
+        except Exception as error:
+            self._fail(number, error)
+        finally:
+            del self._requests[number]
 
     def _begin(self, number: int, chore: Coroutine[Any, Any, None]) -> None:
         async def run() -> None:
