@@ -35,12 +35,11 @@ async function refusal(response: Response): Promise<ApiError> {
   return new ApiError(wait ? `${message} Try again in ${wait} s.` : message, response.status);
 }
 
-/** The served models; their adapters, which have entries of their own, stand in `openbook.adapters` only. */
+/** The served models, without the entries of their adapters, which `openbook.adapters` names. */
 export async function listModels(apiKey: string): Promise<ModelEntry[]> {
   const response = await send("v1/models", apiKey);
   const { data } = (await response.json()) as { data: ModelEntry[] };
-  const adapted = new Set(data.flatMap(({ id, openbook }) => openbook.adapters.map((adapter) => `${id}:${adapter}`)));
-  return data.filter(({ id }) => !adapted.has(id));
+  return data.filter(({ parent }) => !parent);
 }
 
 /**

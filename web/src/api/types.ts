@@ -15,6 +15,7 @@ export interface Abilities {
 
 export interface ModelEntry {
   id: string;
+  parent?: string | null; // the model that an adapter changes; such entries are no models of their own
   openbook: Abilities;
 }
 

@@ -16,7 +16,7 @@ import { samplingFields } from "./sampling";
 import { apiKey, change, current, models, serverFault } from "./store";
 
 const SHOW_EVERY_MS = 40; // a screen shows no more, and each showing lays the text out anew
-const KEEP_EVERY_MS = 2000;
+const KEEP_EVERY_MS = 1000; // at most so much is lost when the page closes
 const NUM_ALTERNATIVES = 5;
 const CONTINUATION_TOKENS = 256; // a base model has no end of its own
 
@@ -76,7 +76,7 @@ async function answer(conversationId: string, questionId: string): Promise<void>
 async function follow(run: Run, { path, body }: RequestFor): Promise<void> {
   const begin = performance.now();
   const reading = new Reading(run.answer.value);
-  let keptAt = begin;
+  let keptAt = Number.NEGATIVE_INFINITY;
   let timer = 0;
   const show = () => {
     timer = 0;

@@ -11,7 +11,7 @@ import { NO_SAMPLING } from "./sampling";
 export const models = signal<ModelEntry[]>([]);
 export const serverFault = signal<ApiError | null>(null); // why there are no models
 export const apiKey = signal(remembered("api-key", ""));
-export const notice = signal<{ text: string; undo?: () => void } | null>(null); // one line at the foot of the page
+export const notice = signal<{ text: string; undo?: () => void } | null>(null); // one line for the reader
 
 /** All that were begun, newest first. */
 export const conversations = signal<Conversation[]>([]);

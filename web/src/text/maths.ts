@@ -64,5 +64,10 @@ export async function setMaths(root: ParentNode): Promise<void> {
   for (const place of places) {
     const isDisplay = place.classList.contains("maths-display");
     typeset(place.dataset.tex ?? "", place, { ...OPTIONS, displayMode: isDisplay });
+    if (isDisplay && place.scrollWidth > place.clientWidth) {
+      place.tabIndex = 0; // it scrolls, by keyboard too
+      place.role = "group";
+      place.ariaLabel = "Formula";
+    }
   }
 }

@@ -57,7 +57,7 @@ function Thinking({ answer, isThinking }: { answer: Answer; isThinking: boolean 
   const id = `thinking-${answer.id}`;
   const spent = `${seconds(answer.thinkingMs)} · ${count(answer.numThinkingTokens, "token")}`;
   return (
-    <section class="thinking" aria-label="Thinking">
+    <div class="thinking">
       <button
         type="button"
         class="thinking-fold"
@@ -77,7 +77,7 @@ function Thinking({ answer, isThinking }: { answer: Answer; isThinking: boolean 
           <p>{answer.reasoning}</p>
         )}
       </div>
-    </section>
+    </div>
   );
 }
 

@@ -53,6 +53,7 @@ export function App() {
         <main class="page">
           <Header />
           {isNew ? models.value.length ? <Opening /> : <Gate /> : <Thread />}
+          <Notice />
           <Composer />
         </main>
       </div>
@@ -60,7 +61,6 @@ export function App() {
       <ReceiptDialog />
       <KeyDialog />
       <Announcer />
-      <Notice />
     </>
   );
 }
@@ -83,7 +83,7 @@ function Header() {
   );
 }
 
-/** One line at the foot, for a while. */
+/** One line above the question, for a while. */
 function Notice() {
   const shown = notice.value;
   useEffect(() => {
@@ -92,7 +92,7 @@ function Notice() {
     return () => clearTimeout(timer);
   }, [shown]);
   return (
-    <div class="notice-place" role="status">
+    <div role="status">
       {shown && (
         <div class="notice">
           <span>{shown.text}</span>

@@ -107,10 +107,15 @@ function Entry({ conversation, isRunning }: { conversation: Conversation; isRunn
 
 function Renaming({ conversation, onClose }: { conversation: Conversation; onClose: () => void }) {
   const field = useRef<HTMLInputElement>(null);
-  useEffect(() => field.current?.select(), []);
-  const keep = () => {
-    const title = field.current?.value.trim() ?? "";
-    change(conversation.id, (known) => ({ ...known, title }));
+  const isOver = useRef(false); // the field also loses the focus as it goes
+  useEffect(() => {
+    field.current?.focus();
+    field.current?.select();
+  }, []);
+  const end = (title?: string) => {
+    if (isOver.current) return;
+    isOver.current = true;
+    if (title !== undefined) change(conversation.id, (known) => ({ ...known, title: title.trim() }));
     onClose();
   };
   return (
@@ -119,12 +124,12 @@ function Renaming({ conversation, onClose }: { conversation: Conversation; onClo
         ref={field}
         aria-label="Name of the conversation"
         defaultValue={titleOf(conversation)}
-        onBlur={keep}
+        onBlur={({ currentTarget }) => end(currentTarget.value)}
         onKeyDown={(event) => {
-          if (event.key === "Enter") keep();
+          if (event.key === "Enter") end(event.currentTarget.value);
           if (event.key === "Escape") {
             event.stopPropagation();
-            onClose();
+            end();
           }
         }}
       />

@@ -23,7 +23,8 @@ export function Thread() {
     frame.current?.scrollTo({ top: frame.current.scrollHeight });
   };
   const look = () => {
-    const { scrollHeight, scrollTop, clientHeight } = frame.current as HTMLDivElement;
+    if (!frame.current) return; // closed meanwhile
+    const { scrollHeight, scrollTop, clientHeight } = frame.current;
     isAway.value = scrollHeight - scrollTop - clientHeight > NEAR_PX;
   };
 
