@@ -75,7 +75,7 @@ def test_answers_under_load_are_those_alone(sdk: openai.OpenAI) -> None:
 def test_a_schema_is_obeyed(sdk: openai.OpenAI) -> None:
     schema = {
         "type": "object",
-        "properties": {"answer": {"type": "integer"}, "is_sure": {"type": "boolean"}},
+        "properties": {"answer": {"type": "integer", "minimum": 0, "maximum": 9}, "is_sure": {"type": "boolean"}},
         "required": ["answer", "is_sure"],
         "additionalProperties": False,
     }
