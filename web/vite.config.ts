@@ -9,7 +9,7 @@ const HERE = import.meta.dirname;
 /** Browsers from early 2024 on: `light-dark()`, nesting and popovers as they are written. */
 const BROWSERS = ["chrome123", "edge123", "firefox125", "safari17.5"];
 
-/** What the build is made from. tests/server/test_web_build.py computes the same digest of the same files. */
+/** What the build is made from. tests/browser/test_build.py computes the same digest of the same files. */
 function digestOfSources(): string {
   const top = readdirSync(HERE).filter((name) => /\.(json|html|ts)$/.test(name));
   const below = ["src", "public"].flatMap((folder) =>

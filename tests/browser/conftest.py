@@ -32,7 +32,7 @@ NARROW = {"width": 360, "height": 740}
 _WATCH = """
 window.forbidden = [];
 addEventListener("securitypolicyviolation", (event) =>
-  forbidden.push(`${event.effectiveDirective} ${event.blockedURI} ${event.sourceFile}:${event.lineNumber} ${event.sample}`));
+  forbidden.push(`${event.effectiveDirective} ${event.blockedURI} ${event.sourceFile}:${event.lineNumber}`));
 """
 
 

@@ -58,7 +58,7 @@ def seeing(make_page: Callable[..., Page], api: FakeApi) -> Page:
 def test_images_are_sent_shown_and_kept(seeing: Page, api: FakeApi) -> None:
     with seeing.expect_file_chooser() as chooser:
         seeing.get_by_role("button", name="Add an image").click()
-    chooser.value.set_files([upload(picture("red")), upload(picture("blue"), "b.png")])  # type: ignore[list-item]
+    chooser.value.set_files([upload(picture("red")), upload(picture("blue"), "b.png")])
     bring(seeing, "paste", picture("green"))
     bring(seeing, "drop", picture("yellow"))
     to_send = seeing.get_by_role("list", name="Images to send")
@@ -100,7 +100,7 @@ def test_what_cannot_be_sent_is_said(seeing: Page) -> None:
     expect(notice).to_contain_text("paper.pdf is no image that can be sent: expected PNG, JPEG, WebP or GIF.")
     with seeing.expect_file_chooser() as chooser:
         seeing.get_by_role("button", name="Add an image").click()
-    chooser.value.set_files(upload(bytes(8 * 1024 * 1024 + 1), "huge.png"))  # type: ignore[arg-type]
+    chooser.value.set_files(upload(bytes(8 * 1024 * 1024 + 1), "huge.png"))
     expect(notice).to_contain_text("huge.png is too large: expected at most 8 MB; make it smaller.")
     expect(seeing.get_by_role("list", name="Images to send")).to_have_count(0)
 

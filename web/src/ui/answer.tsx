@@ -35,7 +35,7 @@ export function AnswerView({ answer, isThinking }: { answer: Answer; isThinking:
         </div>
       ))}
       <Ending answer={answer} />
-      {!isRunning && <Actions answer={answer} />}
+      {!isRunning && (answer.text || answer.reasoning ? <Actions answer={answer} /> : <Branches turn={answer} />)}
     </article>
   );
 }
