@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from openbook.server import adapters, chat, completions, docs_page, models, status, tokens
+from openbook.server import adapters, chat, completions, docs_page, embeddings, models, status, tokens
 from openbook.server.errors import add_error_handlers
 from openbook.server.gate import Gate
 from openbook.server.page import mount_page
@@ -25,6 +25,7 @@ DESCRIPTION = (
 ROUTERS = (
     chat.router,
     completions.router,
+    embeddings.router,
     models.router,
     tokens.router,
     adapters.router,
