@@ -156,7 +156,9 @@ def test_no_adapter_from_elsewhere(
 
 
 def test_health(http: httpx2.Client) -> None:
-    assert http.get("/health").json() == {"status": "ok", "models": ["tiny"]}
+    response = http.get("/health")
+    assert response.json() == {"status": "ok"}
+    assert response.headers["x-request-id"] != http.get("/health").headers["x-request-id"]
 
 
 def test_metrics(http: httpx2.Client) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -41,7 +42,8 @@ class Gate:
             return
         settings, metrics = self._state.settings, self._state.metrics
         body = LimitedBody(receive, settings.max_body_bytes, settings.body_timeout_s)
-        answer = _Answer(send)
+        request_id = f"req_{uuid4().hex}"
+        answer = _Answer(send, request_id)
         metrics.open_requests.inc()
         try:
             self._admit(scope)
@@ -54,7 +56,7 @@ class Gate:
             await error.response()(scope, receive, answer.send)
         except Exception:
             if answer.status is None:
-                _log.exception("a request failed")
+                _log.exception("the request %s failed", request_id)
                 await server_error().response()(scope, receive, answer.send)
             else:
                 raise
@@ -103,8 +105,8 @@ class Gate:
 class _Answer:
     """Adds what every answer carries, and remembers its status."""
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send, self._request_id = send, request_id
         self.status: int | None = None
         self.account: Account | None = None
 
@@ -112,6 +114,7 @@ class _Answer:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = self._request_id
             for name, value in _SECURITY_HEADERS.items():
                 headers.setdefault(name, value)
             if self.account is not None:

@@ -142,7 +142,8 @@ class Generation:
     ) -> None:
         self.model, self.requests = model, requests
         self.choices: list[Choice] = []
-        self._metrics, self._account, self._prompt_param = metrics, account, prompt_param
+        self._account, self._prompt_param = account, prompt_param
+        self._metrics, self._sequences = metrics.of(model.name), metrics.finished
         self._has_receipts = has_receipts
         self._params = {**_PARAMS, "prompt": prompt_param}
         if constraint_param is not None:
@@ -173,7 +174,7 @@ class Generation:
                 raise ApiError(400, str(error), param=self._prompt_param, code=code) from error
         if self._account is not None:
             self._account.admit_prompt(num_prompt_tokens)
-        self._metrics.prompt_tokens.labels(self.model.name).inc(num_prompt_tokens)
+        self._metrics.prompt_tokens.inc(num_prompt_tokens)
         first = 0
         for request in self.requests:
             self._pumps.append(asyncio.create_task(self._pump(first, request)))
@@ -215,7 +216,7 @@ class Generation:
     async def close(self) -> None:
         """Cancel what is still running; at once in the engine."""
         if not self.is_over and self._pumps:
-            self._metrics.cancelled.labels(self.model.name).inc()
+            self._metrics.cancelled.inc()
         for pump in self._pumps:
             pump.cancel()
         await asyncio.gather(*self._pumps, return_exceptions=True)
@@ -272,19 +273,19 @@ class Generation:
 
     def _record(self, choice: Choice, event: SequenceEvent) -> None:
         """Count and time an event."""
-        name, now_s = self.model.name, time.monotonic()
+        now_s = time.monotonic()
         if num_tokens := len(event.token_ids):
             before_s = self._last_s.get(choice.index)
             if before_s is None:
-                self._metrics.first_token_s.labels(name).observe(now_s - self._began_s)
+                self._metrics.first_token_s.observe(now_s - self._began_s)
             else:
-                self._metrics.between_tokens_s.labels(name).observe((now_s - before_s) / num_tokens)
+                self._metrics.between_tokens_s.observe((now_s - before_s) / num_tokens)
             self._last_s[choice.index] = now_s
-            self._metrics.answer_tokens.labels(name).inc(num_tokens)
+            self._metrics.answer_tokens.inc(num_tokens)
             if self._account is not None:
                 self._account.spend_tokens(num_tokens)
         if event.finish_reason is not None:
             self._num_open -= 1
-            self._metrics.finished.labels(name, event.finish_reason).inc()
+            self._sequences.labels(self.model.name, event.finish_reason).inc()
             if self.is_over:
-                self._metrics.total_s.labels(name).observe(now_s - self._began_s)
+                self._metrics.total_s.observe(now_s - self._began_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -35,6 +36,17 @@ _SO_FAR = {
 }
 
 
+class ModelMetrics(NamedTuple):
+    """The figures of one model."""
+
+    prompt_tokens: Counter
+    answer_tokens: Counter
+    cancelled: Counter
+    first_token_s: Histogram
+    between_tokens_s: Histogram
+    total_s: Histogram
+
+
 class Metrics:
     """The figures of one server; labels are names of served models, routes and statuses, of which there are few."""
 
@@ -53,6 +65,13 @@ class Metrics:
         self.first_token_s = self._histogram("time_to_first_token_seconds", "From request to first token.", _LONG_S)
         self.between_tokens_s = self._histogram("time_between_tokens_seconds", "From token to token.", _SHORT_S)
         self.total_s = self._histogram("generation_seconds", "From request to last token.", _LONG_S)
+        self._of_models: dict[str, ModelMetrics] = {}
+
+    def of(self, model: str) -> ModelMetrics:
+        """The figures of a model; looked up once for all tokens of a request, as that takes longer than counting."""
+        if model not in self._of_models:
+            self._of_models[model] = ModelMetrics(*(getattr(self, name).labels(model) for name in ModelMetrics._fields))
+        return self._of_models[model]
 
     def text(self, stats: Sequence[tuple[str, EngineStats]]) -> bytes:
         """All figures in Prometheus' text format; `stats`: of each model's engine, by the model's name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from openbook.tokenizer.images import ImagePatches
 # A longer prompt is refused before it is encoded: no text has so many characters a token, and encoding takes seconds.
 MAX_CHARACTERS_PER_TOKEN = 64
 _SHORT = 4096  # characters that are encoded at once: a millisecond
+_ABOUT_TOOLS = re.compile("this model's chat template takes no tools|a tool is |the (name of a )?tool ")
 T = TypeVar("T")
 
 
@@ -41,7 +43,8 @@ async def chat_prompt(
     try:
         return await _run(encode, num_characters + (_SHORT if has_images else 0))
     except UserError as error:
-        raise user_error(error, "tools" if "tool" in str(error) and "template" in str(error) else "messages") from error
+        is_about_tools = bool(tools) and _ABOUT_TOOLS.match(str(error)) is not None
+        raise user_error(error, "tools" if is_about_tools else "messages") from error
 
 
 async def text_prompt(model: ServedModel, text: str, param: str = "prompt") -> list[int]:

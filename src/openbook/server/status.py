@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 from fastapi.responses import Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from openbook.server.errors import ApiError
 from openbook.server.metrics import CONTENT_TYPE
@@ -18,7 +18,6 @@ class Health(BaseModel):
     """That the server takes requests."""
 
     status: str = "ok"
-    models: list[str] = Field(description="Names of the models.")
 
 
 @router.get("/health", responses={503: ERRORS[503]})
@@ -26,7 +25,7 @@ async def health(state: State) -> Health:
     """Whether requests are taken: 503 while the server stops."""
     if state.is_draining:
         raise ApiError(503, "the server stops", code="shutting_down")
-    return Health(models=[model.name for model in state.models])
+    return Health()
 
 
 @router.get(
