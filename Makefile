@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-peers test-arm64 test-browser lint docs web
+.PHONY: help setup demo test test-all test-peers test-arm64 test-browser test-clients lint docs web
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*##  *\(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -39,7 +39,7 @@ test: setup  ## run the tests that finish in minutes
 	$(PYTEST)
 
 test-all: setup  ## run every test but those below, the long ones included
-	$(PYTEST) -m 'not cuda and not peers and not arm64 and not browser'
+	$(PYTEST) -m 'not cuda and not peers and not arm64 and not browser and not ray and not clients'
 
 test-peers: setup  ## compare with llama.cpp, which is built first: some 12 minutes on one core
 	$(PIP) install --quiet --editable '.[dev,peers]'
@@ -47,6 +47,10 @@ test-peers: setup  ## compare with llama.cpp, which is built first: some 12 minu
 
 test-arm64: setup  ## compare the kernels' bits on arm64, under qemu: needs qemu-user, g++-aarch64-linux-gnu and cmake
 	$(PYTEST) -n 0 -m arm64
+
+test-clients: setup  ## let LangChain, lm-eval and schemathesis talk to a server of nano
+	$(PIP) install --quiet --editable '.[dev,clients]'
+	$(PYTEST) -n 0 -m clients
 
 test-browser: setup web/node_modules  ## try the chat page in Chromium, which must be installed; needs npm
 	$(PIP) install --quiet --editable '.[dev,browser]'

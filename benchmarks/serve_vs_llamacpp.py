@@ -141,9 +141,9 @@ def schema_ratio(arguments: argparse.Namespace, path: Path) -> float:
             seconds = []
             for changes in ({}, form):
                 bodies = [body(draw(PROMPT_TOKENS), **changes) for _ in range(16)]
-                before = metric(server.port, "openbook_completion_tokens_total")
+                before = metric(server.port, "openbook_engine_new_tokens_total")
                 taken_s = load(server.port, "/v1/completions", 8, bodies).total_s
-                seconds.append(taken_s / (metric(server.port, "openbook_completion_tokens_total") - before))
+                seconds.append(taken_s / (metric(server.port, "openbook_engine_new_tokens_total") - before))
             if number:  # the first compiles the schema
                 ratios.append(seconds[1] / seconds[0])
     return statistics.median(ratios)
@@ -154,9 +154,9 @@ def overhead_ms(arguments: argparse.Namespace, path: Path) -> float:
     costs = []
     with ours(path) as server:
         for number in range(arguments.rounds + 1):
-            before = metric(server.port, "openbook_model_seconds_total")
+            before = metric(server.port, "openbook_engine_model_seconds_total")
             found = run(server, 32, 32)
-            model_s = metric(server.port, "openbook_model_seconds_total") - before
+            model_s = metric(server.port, "openbook_engine_model_seconds_total") - before
             if number:
                 costs.append(1000 * (found.total_s - model_s) / (32 * NEW_TOKENS))
     return statistics.median(costs)

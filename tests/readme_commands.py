@@ -2,8 +2,9 @@
 
     python tests/readme_commands.py --write [LOG]
 
-A console block holds commands behind `$ ` and what they print; lines typed into a chat stand behind `> `. What a
-Python block prints stands in the text block behind it. A line `...` stands for any lines. `<!-- long -->` above a block
+A console block holds commands behind `$ ` and what they print; lines typed into a chat stand behind `> `. A command
+that ends with ` &` is a server: it runs, on a free port, while a Python block that names port 8000 does. What a Python
+block prints stands in the text block behind it. A line `...` stands for any lines. `<!-- long -->` above a block
 marks a build of minutes: the test runs it with a recipe of seconds; its times and losses come from LOG, the output of
 that very build.
 Between `<!-- facts -->` and `<!-- /facts -->` stands what the bundled release says of itself.
@@ -16,6 +17,7 @@ import io
 import os
 import re
 import shlex
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -28,6 +30,7 @@ from openbook.cli.main import main
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 MICRO = "tests/release/micro.toml"
+PORT = "8000"  # of servers, in the page
 ELSEWHERE = "/home/you/openbook"  # in the page, for the folder of this checkout
 
 BLOCK = re.compile(r"^(?P<long><!-- long -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -55,9 +58,14 @@ class Command:
     shown: str
 
     @property
+    def is_server(self) -> bool:
+        """Whether it goes on in the background."""
+        return self.line.endswith(" &")
+
+    @property
     def arguments(self) -> list[str]:
         """What stands behind `openbook`."""
-        program, *arguments = shlex.split(self.line)
+        program, *arguments = shlex.split(self.line.removesuffix(" &"))
         assert program == "openbook", f"the console blocks of README.md run openbook only: {self.line}"
         return arguments
 
@@ -126,12 +134,38 @@ def run(arguments: list[str], typed: list[str]) -> tuple[int, str]:
     return status, terminal.getvalue().replace(str(ROOT), ELSEWHERE)
 
 
+@contextlib.contextmanager
+def serving(arguments: list[str]) -> Iterator[tuple[str, str]]:
+    """A server on a free port: the port, and what it printed, with the port of the page."""
+    command = [sys.executable, "-m", "openbook.cli.main", *arguments, "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            line = process.stderr.readline()
+            port = re.search(r"127\.0\.0\.1:(\d+)", line)
+            assert port, f"the server did not start: {line}"
+            yield port[1], line.replace(port[1], PORT)
+        finally:
+            process.terminate()
+
+
 def run_python(code: str) -> str:
     """What a Python block prints, run by itself."""
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(code, "<README.md>", "exec"), {})
+    with contextlib.ExitStack() as stack:
+        if f"127.0.0.1:{PORT}" in code:
+            code = code.replace(PORT, stack.enter_context(serving(["serve", "nano"]))[0])
+        with contextlib.redirect_stdout(printed):
+            exec(compile(code, "<README.md>", "exec"), {})
     return printed.getvalue().replace(str(ROOT), ELSEWHERE)
+
+
+def run_command(command: Command) -> tuple[int, str]:
+    """Exit status of a command and all that it prints; of a server, once it stands."""
+    if not command.is_server:
+        return run(command.arguments, command.typed)
+    with serving(command.arguments) as (_, printed):
+        return 0, printed
 
 
 def run_build(command: Command) -> tuple[int, str]:
@@ -227,7 +261,7 @@ def current(page: str, log: str | None = None) -> str:
 
 
 def _from_run(command: Command) -> str:
-    status, printed = run(command.arguments, command.typed)
+    status, printed = run_command(command)
     assert status == 0, f"{command.line} ends with {status}: {printed}"
     kept = agrees(command.shown, printed) or "\n...\n" in command.shown
     return f"$ {command.line}\n{command.shown if kept else printed}"

@@ -22,8 +22,8 @@ from readme_commands import (
     commands,
     facts,
     lines_of_build,
-    run,
     run_build,
+    run_command,
     run_python,
     without_times,
     workplace,
@@ -57,7 +57,7 @@ def require_agreement(shown: str, printed: str) -> None:
 @pytest.mark.parametrize("block", console(is_long=False))
 def test_commands_print_what_the_page_shows(block: Block) -> None:
     for command in commands(block):
-        status, printed = run(command.arguments, command.typed)
+        status, printed = run_command(command)
         assert status == 0, printed
         require_agreement(command.shown, printed)
 
