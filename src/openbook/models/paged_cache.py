@@ -44,6 +44,7 @@ class BlockPool:
             ]
             for layer in self.layers
         ]
+        self._scratch = [torch.empty(0, dtype=dtype, device=self.device) for _ in range(2)]
 
     def write(self, layer: int, slots_M: Tensor, tensors: Sequence[Tensor]) -> None:
         """Put `tensors`, keys or keys and values [M, K, H], into slots, int64, each at most once."""
@@ -53,14 +54,21 @@ class BlockPool:
     def read(self, layer: int, rows_BKS: Tensor) -> list[Tensor]:
         """What `write` was given, each [B, S, K, H] with the tokens of a head together, as products want them.
 
+        It stands in memory that the next call uses again: large memory that comes and goes is slow to get.
+
         Args:
             rows_BKS: int64, of a slot and a head the number slot * K + head.
         """
-        rows = rows_BKS.flatten()
-        return [
-            kept.view(-1, kept.shape[2]).index_select(0, rows).view(*rows_BKS.shape, -1).transpose(1, 2)
-            for kept in self._kept[layer]
-        ]
+        rows = rows_BKS.view(-1)
+        read = []
+        for place, kept in enumerate(self._kept[layer]):
+            dim = kept.shape[2]
+            if len(self._scratch[place]) < len(rows) * dim:
+                self._scratch[place] = kept.new_empty(len(rows) * dim * 5 // 4)
+            taken = self._scratch[place][: len(rows) * dim].view(-1, dim)
+            torch.index_select(kept.view(-1, dim), 0, rows, out=taken)
+            read.append(taken.view(*rows_BKS.shape, dim).transpose(1, 2))
+        return read
 
     def copy(self, source: int, target: int) -> None:
         """Give block `target` what block `source` holds, in all layers.

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from openbook.models.config import CacheLayer
 from openbook.models.context import Expand
 from openbook.models.paged_cache import BlockPool
 from openbook.models.placed_images import PlacedImages
@@ -33,7 +34,7 @@ FEW_QUERIES = 64
 
 @dataclass(frozen=True)
 class _Read:
-    """What a group sees in a layer. rows: int64 [B, K, S], see `BlockPool.read`; None: the tokens of the step itself."""
+    """What a group sees in a layer. rows: int64 [B, K, S], see `BlockPool.read`; None: tokens of this step alone."""
 
     rows: Tensor | None
     mask: AttentionMask
@@ -44,11 +45,12 @@ class _Group:
     """Sequences that attention takes together.
 
     members: numbers of the sequences, [B]. num_tokens: T, the most that one has in this step; shorter ones are filled
-    up. reads: by window and number of key-value heads.
+    up. longest: of the sequences, in tokens. reads: by window and number of key-value heads.
     """
 
     members: NDArray[np.int64]
     num_tokens: int
+    longest: int
     is_begin: bool  # of the sequences: all that they see is in this step
     reads: dict[tuple[int | None, int], _Read] = field(default_factory=dict)
 
@@ -56,6 +58,11 @@ class _Group:
     def shape(self) -> tuple[int, int]:
         """B and T."""
         return len(self.members), self.num_tokens
+
+    def kind(self, layer: CacheLayer) -> tuple[int | None, int]:
+        """The key of `reads`: a window as wide as the longest sequence hides nothing."""
+        hides = layer.window is not None and layer.window < self.longest
+        return layer.window if hides else None, layer.num_heads
 
 
 class PagedContext:
@@ -66,9 +73,9 @@ class PagedContext:
 
     Args:
         pool: takes the keys and values of the tokens.
-        positions: int [M], of each token in its sequence, rising by one inside a sequence.
-        sequences: int [M], ascending from 0: rows of `block_tables`.
-        block_tables: int [sequences, W], the blocks of each in order; behind its last token anything.
+        positions: int32 [M], of each token in its sequence, rising by one inside a sequence.
+        sequences: int32 [M], ascending from 0: rows of `block_tables`.
+        block_tables: int32 [sequences, W], the blocks of each in order; behind its last token anything.
         images: of these tokens; None if there are none.
 
     Raises:
@@ -78,29 +85,27 @@ class PagedContext:
     def __init__(
         self,
         pool: BlockPool,
-        positions: NDArray[np.integer],
-        sequences: NDArray[np.integer],
-        block_tables: NDArray[np.integer],
+        positions: NDArray[np.int32],
+        sequences: NDArray[np.int32],
+        block_tables: NDArray[np.int32],
         images: PlacedImages | None = None,
     ) -> None:
         self.images = images
         self._pool, self._tables = pool, block_tables.astype(np.int64)
-        positions, sequences = positions.astype(np.int64), sequences.astype(np.int64)
-        self._begins = np.flatnonzero(np.diff(sequences, prepend=-1))
-        self._counts = np.diff(self._begins, append=len(positions))
-        self._firsts = positions[self._begins]
+        # Of each sequence: its first row in the step, tokens in the step, position of the first, and one past the last.
+        self._counts = np.bincount(sequences, minlength=len(block_tables))
+        self._begins = self._counts.cumsum() - self._counts
+        self._check_tokens(positions, sequences)
+        self._firsts = positions[self._begins].astype(np.int64)
         self._ends = self._firsts + self._counts
-        self._check(positions, sequences)
+        self._check_blocks(positions)
         size = pool.block_tokens
-        blocks = self._tables[sequences, positions // size]
-        if not 0 <= blocks.min() <= blocks.max() < pool.num_blocks:
-            raise ValueError(f"a token is to go into block {blocks.max()}: blocks are 0 to {pool.num_blocks - 1}")
-        self._slots_M = self._tensor(blocks * size + positions % size)
+        self._slots_M = self._tensor(self._tables[sequences, positions // size] * size + positions % size)
         self._groups = self._make_groups()
         self._has_begins = any(group.is_begin for group in self._groups)
         self._order, self._back = self._orders()
         self.shape = self._choose_shape()
-        self.positions = self._tensor(positions).view(self.shape)
+        self.positions = self._tensor(positions.astype(np.int64)).view(self.shape)
 
     @property
     def is_decoding(self) -> bool:
@@ -110,14 +115,9 @@ class PagedContext:
     def prepare(self, ops: Ops, dtype: torch.dtype) -> Self:
         """See `AttentionContext.prepare`."""
         for group in self._groups:
-            longest = int(self._ends[group.members].max())
-            for layer in self._pool.layers:
-                key = layer.window, layer.num_heads
-                if key not in group.reads:
-                    # A window as wide as the longest sequence hides nothing.
-                    window = layer.window if layer.window is not None and layer.window < longest else None
-                    read = self._begin(group, window) if group.is_begin else self._read(group, window, layer.num_heads)
-                    group.reads[key] = _Read(read.rows, ops.prepare_mask(read.mask, dtype))
+            for window, num_heads in {group.kind(layer) for layer in self._pool.layers}:
+                read = self._begin(group, window) if group.is_begin else self._read(group, window, num_heads)
+                group.reads[window, num_heads] = _Read(read.rows, ops.prepare_mask(read.mask, dtype))
         return self
 
     def attend(
@@ -136,36 +136,45 @@ class PagedContext:
         """See `AttentionContext.attend`; all tensors are of `shape` first."""
         new = [k.flatten(0, 1)] if v is None else [k.flatten(0, 1), v.flatten(0, 1)]
         self._pool.write(layer, self._slots_M, new)
-        kind = self._pool.layers[layer]
         new_by_group = list(zip(*map(self._by_group, new), strict=True)) if self._has_begins else []
         results = []
         for number, (group, q_BTNH) in enumerate(zip(self._groups, self._by_group(q.flatten(0, 1)), strict=True)):
-            read = group.reads[kind.window, kind.num_heads]
+            read = group.reads[group.kind(self._pool.layers[layer])]
             kept = new_by_group[number] if read.rows is None else self._pool.read(layer, read.rows)
             keys, values = expand(kept[0]) if expand is not None else kept
             results.append(ops.attention(q_BTNH, keys, values, read.mask, scale, sinks).flatten(0, 1))
         out = torch.cat(results) if len(results) > 1 else results[0]
         if self._back is not None:
             out = out.index_select(0, self._back)
-        return out.unflatten(0, self.shape)
+        return out.view(*self.shape, *out.shape[1:])
 
-    def _check(self, positions: NDArray[np.int64], sequences: NDArray[np.int64]) -> None:
+    def _check_tokens(self, positions: NDArray[np.int32], sequences: NDArray[np.int32]) -> None:
         num_sequences = len(self._tables)
-        if not len(positions) == len(sequences) > 0 or not np.array_equal(
-            sequences[self._begins], np.arange(num_sequences)
+        is_ascending = np.array_equal(sequences, np.arange(len(self._counts)).repeat(self._counts))
+        if (
+            len(positions) != len(sequences)
+            or num_sequences == 0
+            or len(self._counts) != num_sequences
+            or self._counts.min() == 0
+            or not is_ascending
         ):
             raise ValueError(
                 f"got {len(positions)} positions and sequences {sequences.tolist()} for {num_sequences} block tables: "
                 "give each sequence tokens, those of the first before those of the next"
             )
-        expected = np.arange(len(positions)) + (self._firsts - self._begins).repeat(self._counts)
-        if self._firsts.min() < 0 or not np.array_equal(positions, expected):
+
+    def _check_blocks(self, positions: NDArray[np.int32]) -> None:
+        if self._firsts.min() < 0 or not np.array_equal(
+            positions, np.arange(len(positions)) + (self._firsts - self._begins).repeat(self._counts)
+        ):
             raise ValueError(f"got positions {positions.tolist()}: expected them to rise by one in a sequence, from 0")
-        if self._ends.max() > self._tables.shape[1] * self._pool.block_tokens:
-            raise ValueError(
-                f"a sequence of {self._ends.max()} tokens does not fit {self._tables.shape[1]} blocks of "
-                f"{self._pool.block_tokens}: give it more"
-            )
+        num_blocks, size, width = self._pool.num_blocks, self._pool.block_tokens, self._tables.shape[1]
+        if self._ends.max() > width * size:
+            raise ValueError(f"a sequence of {self._ends.max()} tokens does not fit {width} blocks of {size}: add some")
+        used = self._tables[np.arange(width) * size < self._ends[:, None]]
+        if not 0 <= used.min() <= used.max() < num_blocks:
+            wrong = used.min() if used.min() < 0 else used.max()
+            raise ValueError(f"block {wrong} is not there: blocks are 0 to {num_blocks - 1}")
 
     def _choose_shape(self) -> tuple[int, int]:
         """[M, 1] or [1, M]: nothing but latent attention asks how many tokens a row has."""
@@ -185,6 +194,7 @@ class PagedContext:
             _Group(
                 np.array(members),
                 int(self._counts[members].max()),
+                int(self._ends[members].max()),
                 is_begin=bool((self._firsts[members] == 0).all() and (self._counts[members] > 1).all()),
             )
             for members in groups.values()
@@ -213,8 +223,10 @@ class PagedContext:
         """x [M, ...] as [B, T, ...] of each group."""
         x = x_M if self._order is None else x_M.index_select(0, self._order)
         shapes = [group.shape for group in self._groups]
-        parts = x.split([B * T for B, T in shapes])
-        return [part.unflatten(0, shape) for part, shape in zip(parts, shapes, strict=True)]
+        if len(shapes) == 1:
+            return [x.view(*shapes[0], *x.shape[1:])]
+        parts = torch.split(x, [B * T for B, T in shapes])
+        return [part.view(*shape, *x.shape[1:]) for part, shape in zip(parts, shapes, strict=True)]
 
     def _begin(self, group: _Group, window: int | None) -> _Read:
         """Sequences that begin here: a pass over whole rows."""
