@@ -115,6 +115,12 @@ def test_parameters_reach_the_engine(sdk: openai.OpenAI, stub: StubEngine) -> No
     assert (params.ignore_eos, params.max_tokens, params.thinking_budget, request.priority) == (True, 40, 9, -2)
 
 
+def test_a_temperature_that_divides_too_much_is_none(sdk: openai.OpenAI, stub: StubEngine) -> None:
+    for temperature in (5e-324, 1e-7, 1e-5):
+        ask(sdk, temperature=temperature)
+    assert [request.params.temperature for request in stub.requests] == [0, 0, 1e-5]
+
+
 def test_defaults_are_the_models(sdk: openai.OpenAI, stub: StubEngine) -> None:
     ask(sdk)
     ask(sdk)
@@ -206,6 +212,11 @@ def test_notes_for_others_are_accepted(sdk: openai.OpenAI) -> None:
         ),
         ({"temperature": -1}, "temperature is -1: it should be greater than or equal to 0; correct that value", None),
         ({"temperature": "hot"}, "temperature is 'hot': it should be a valid number; correct that value", None),
+        (
+            {"extra_body": {"repetition_penalty": 5e-324}},
+            "repetition_penalty is 5e-324: it should be greater than or equal to 0.01; correct that value",
+            None,
+        ),
         ({"n": 0}, "n is 0: it should be greater than or equal to 1; correct that value", None),
         ({"n": 2.5}, "n is 2.5: it should be a valid integer; correct that value", None),
         ({"stream": "yes"}, "stream is 'yes': it should be a valid boolean; correct that value", None),

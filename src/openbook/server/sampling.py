@@ -12,6 +12,7 @@ from openbook.server.errors import ApiError, user_error
 from openbook.server.schema_common import JsonObjectFormat, JsonSchemaFormat, SamplingOptions
 from openbook.server.served_model import SamplingDefaults
 
+_LEAST_TEMPERATURE = 1e-6  # below, the likeliest token is taken anyhow, and logits divided by it may be no numbers
 ANY_OBJECT = Constraint(kind="json_schema", source='{"type":"object"}')
 
 
@@ -35,6 +36,8 @@ def sampling_params(
         return getattr(defaults, name) if given is None else given
 
     temperature = chosen("temperature")
+    if temperature < _LEAST_TEMPERATURE:
+        temperature = 0.0
     seed = resolve_seed(options.seed, temperature)
     stop = [options.stop] if isinstance(options.stop, str) else options.stop or []
     try:

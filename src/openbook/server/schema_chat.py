@@ -31,7 +31,9 @@ class TextPart(Strict):
 class ImageUrl(Strict):
     """An image."""
 
-    url: str = Field(description="A data URL: data:image/png;base64,... Nothing is fetched.")
+    url: str = Field(
+        description="A data URL: data:image/png;base64,... Nothing is fetched.", json_schema_extra={"pattern": "^data:"}
+    )
     detail: Literal["auto"] | None = Field(None, description="The model's own limits decide: only auto.")
 
     @field_validator("url")

@@ -102,7 +102,7 @@ class SamplingOptions(Strict):
         None, ge=-2, le=2, description="Taken off once for each time that the answer has a token."
     )
     repetition_penalty: float | None = Field(
-        None, gt=0, le=100, description="Divides the positive logits of tokens in prompt or answer."
+        None, ge=0.01, le=100, description="Divides the positive logits of tokens in prompt or answer."
     )
     logit_bias: (
         dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None
