@@ -30,12 +30,12 @@ class Clock:
 
 
 def with_store(
-    folder: Path, work: Callable[[ResponseStore], Awaitable[None]], max_bytes: int = 1 << 20, clock: Any = Clock()
+    folder: Path, work: Callable[[ResponseStore], Awaitable[None]], max_bytes: int = 1 << 20, clock: Any = None
 ) -> None:
     """Run `await work(store)`, and close the store."""
 
     async def go() -> None:
-        store = ResponseStore(folder, max_bytes, 30 * DAY_S, clock)
+        store = ResponseStore(folder, max_bytes, 30 * DAY_S, clock or Clock())
         try:
             await asyncio.wait_for(work(store), 30)
         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import AfterValidator, BaseModel, Field
 
 from openbook.server.schema_common import (
     MAX_LOGPROBS,
@@ -28,23 +28,30 @@ class TextPart(Strict):
     text: str
 
 
+def require_data_url(url: str) -> str:
+    """The URL of an image, which comes with the request."""
+    if not url.startswith("data:"):
+        raise ValueError(
+            f"an image is given as {url.partition('?')[0][:60]}, and nothing is fetched for a request: send it as "
+            "a data URL (data:image/png;base64,...)"
+        )
+    return url
+
+
+DataUrl = Annotated[
+    str,
+    AfterValidator(require_data_url),
+    Field(
+        description="A data URL: data:image/png;base64,... Nothing is fetched.", json_schema_extra={"pattern": "^data:"}
+    ),
+]
+
+
 class ImageUrl(Strict):
     """An image."""
 
-    url: str = Field(
-        description="A data URL: data:image/png;base64,... Nothing is fetched.", json_schema_extra={"pattern": "^data:"}
-    )
+    url: DataUrl
     detail: Literal["auto"] | None = Field(None, description="The model's own limits decide: only auto.")
-
-    @field_validator("url")
-    @classmethod
-    def _check_url(cls, url: str) -> str:
-        if not url.startswith("data:"):
-            raise ValueError(
-                f"an image is given as {url.partition('?')[0][:60]}, and nothing is fetched for a request: send it as "
-                "a data URL (data:image/png;base64,...)"
-            )
-        return url
 
 
 class ImagePart(Strict):
