@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,20 @@ def test_a_client_that_goes_on_is_cut_off_at_the_deadline() -> None:
             rest = [line for line in lines if line]
         assert process.wait(20) == 0
     assert '"code":"shutting_down"' in rest[-2] and rest[-1] == "data: [DONE]"
+
+
+def test_a_second_interrupt_waits_for_nothing() -> None:
+    with served("--drain-seconds", "60") as (process, said):
+        body = {"model": "nano", "prompt": "a", "max_tokens": 500, "ignore_eos": True, "n": 128, "stream": True}
+        with httpx2.stream("POST", f"{said['url']}/v1/completions", json=body, timeout=30) as response:
+            lines = response.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+            _, err = process.communicate(timeout=20)
+    assert process.returncode == 0 and err.count("\n") == 1  # no traceback
 
 
 def test_an_adapter_that_is_none_ends_the_start(tmp_path: Path) -> None:

@@ -190,6 +190,11 @@ class Generation:
         """Whether every choice has come to its end."""
         return not self._num_open
 
+    @property
+    def has_ready(self) -> bool:
+        """Whether the next event need not be waited for."""
+        return self._first is not None or not self._queue.empty()
+
     async def next_event(self, timeout_s: float | None = None) -> ChoiceEvent | None:
         """The next step of any choice; None at the end (see `is_over`), or if none comes within so many seconds.
 

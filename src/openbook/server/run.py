@@ -117,6 +117,7 @@ class Server(uvicorn.Server):
         if self.force_exit:
             draining.cancel()
             await self._state.drain(0)
+            await self.lifespan.shutdown()  # which uvicorn leaves out then
         with contextlib.suppress(asyncio.CancelledError):
             await draining
 

@@ -123,22 +123,19 @@ async def _run(generation: Generation, on_event: Callable[[ChoiceEvent], object]
 
 
 async def _chunks(generation: Generation, encoder: EventEncoder) -> AsyncIterator[bytes]:
+    """The body of a stream; what is there at the same time is sent together."""
+    parts = [*encoder.begin()]
     try:
-        for chunk in encoder.begin():
-            yield chunk
         while not generation.is_over:
+            if parts and not generation.has_ready:
+                yield b"".join(parts)
+                parts.clear()
             event = await generation.next_event(_SILENCE_S)
-            if event is None:
-                yield _KEEP_ALIVE
-                continue
-            for chunk in encoder.event(event):
-                yield chunk
-        for chunk in encoder.end():
-            yield chunk
+            parts += [_KEEP_ALIVE] if event is None else encoder.event(event)
+        parts += encoder.end()
     except ApiError as error:
-        for chunk in encoder.error(error):
-            yield chunk
+        parts += encoder.error(error)
     except Exception:
         _log.exception("a stream failed")
-        for chunk in encoder.error(server_error()):
-            yield chunk
+        parts += encoder.error(server_error())
+    yield b"".join(parts)
