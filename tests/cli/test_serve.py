@@ -67,6 +67,11 @@ def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
             "--api-key does not go with --export, whose files take the key from a secret: leave it out",
         ),
         (
+            ["--export", "k8s", "--ray"],
+            "--ray does not go with --export, whose files run one server with its engines: leave it out",
+        ),
+        (["--ray-address", "auto"], "--ray-address is given without --ray: give both, or leave it out"),
+        (
             ["--cache-memory", "lots"],
             "invalid value for '--cache-memory': 'lots' is no size: expected a number of bytes such as 512M or 2GiB; "
             "see `openbook serve --help`",
@@ -142,8 +147,10 @@ def served(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Pop
         env={**os.environ, **environment},
     )
     try:
-        assert process.stdout is not None
-        yield process, json.loads(process.stdout.readline())
+        assert process.stdout is not None and process.stderr is not None
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        yield process, json.loads(line)
     finally:
         if process.poll() is None:
             process.kill()

@@ -25,6 +25,12 @@ LOG_LEVELS = ("error", "warning", "info", "debug")
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_NOT_WITH_EXPORT = (
+    ("api_keys", "--api-key", "take the key from a secret"),
+    ("allow_no_key", "--allow-no-key", "take the key from a secret"),
+    ("on_ray", "--ray", "run one server with its engines"),
+    ("as_json", "--json", "are no JSON"),
+)
 # What an exported file says in its own way, or takes from a secret.
 _NOT_EXPORTED = {
     *("models", "host", "port", "api_keys", "api_key_file", "allow_no_key", "makes_key"),
@@ -90,6 +96,8 @@ class Size(click.ParamType[int]):
     help="What running answers get when the server is told to stop (SIGTERM, Ctrl-C); then they end with an error.",
 )
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Engine processes per model.")
+@click.option("--ray", "on_ray", is_flag=True, help="Run the workers on a Ray cluster; needs the extra ray.")
+@click.option("--ray-address", metavar="ADDRESS", help="Of the cluster.  [default: the one that this machine is in]")
 @click.option("--max-running", type=click.IntRange(1), default=64, show_default=True, help="Sequences at a time.")
 @click.option(
     "--max-queue", type=click.IntRange(1), default=1024, show_default=True, help="Requests that wait; more get a 429."
@@ -140,6 +148,8 @@ def command(context: click.Context, /, **options: Any) -> None:
     _require_one_model(models, options)
     adapters = _parse_adapters(options["adapters"])
     settings = _settings(options)
+    if options["ray_address"] is not None and not options["on_ray"]:
+        raise UserError("--ray-address is given without --ray: give both, or leave it out")
     if options["image"] is not None and options["export"] not in ("k8s", "compose"):
         raise UserError("--image is for --export k8s and --export compose: leave it out")
     if options["export"] is not None:
@@ -249,7 +259,11 @@ def _start(models: Sequence[str], options: dict[str, Any]) -> list[ServedModel]:
     served = []
     for model in models:
         started: Started
-        if options["workers"] == 1:
+        if options["on_ray"]:
+            from openbook.server.ray_replicas import start_ray_engines
+
+            started = start_ray_engines(model, load, settings, options["workers"], options["ray_address"] or "auto")
+        elif options["workers"] == 1:
             started = start_engine(model, load, settings)
         else:
             from openbook.engine.start_many import start_engines
@@ -265,9 +279,9 @@ def _export(context: click.Context, options: dict[str, Any]) -> str:
     from openbook.server.export import Deployment, container_path, memory_need
 
     on_command_line = click.core.ParameterSource.COMMANDLINE
-    for name, option in (("api_keys", "--api-key"), ("allow_no_key", "--allow-no-key"), ("as_json", "--json")):
+    for name, option, reason in _NOT_WITH_EXPORT:
         if context.get_parameter_source(name) is on_command_line:
-            raise UserError(f"{option} does not go with --export, whose files take the key from a secret: leave it out")
+            raise UserError(f"{option} does not go with --export, whose files {reason}: leave it out")
     named = {*bundled_names(), *PACKAGED}
     mounts: list[tuple[str, str]] = []
 
