@@ -75,8 +75,10 @@ def watch() -> Watch:
 def make_page(browser: Browser, api: FakeApi, watch: Watch) -> Iterator[Callable[..., Page]]:
     """Opens the page in a context of its own; at the end nothing must have gone wrong on any of them."""
     contexts: list[BrowserContext] = []
+    origins = [api.url]
 
-    def make(**options: Any) -> Page:
+    def make(url: str = api.url, **options: Any) -> Page:
+        origins.append(url)
         context = browser.new_context(**{"viewport": DESKTOP, "reduced_motion": "reduce", **options})
         contexts.append(context)
         context.grant_permissions(["clipboard-read", "clipboard-write"])
@@ -88,7 +90,7 @@ def make_page(browser: Browser, api: FakeApi, watch: Watch) -> Iterator[Callable
         )
         page = context.new_page()
         page.set_default_timeout(5000)
-        page.goto(api.url)
+        page.goto(url)
         page.locator(".opening, .thread, dialog").first.wait_for()
         return page
 
@@ -97,7 +99,8 @@ def make_page(browser: Browser, api: FakeApi, watch: Watch) -> Iterator[Callable
         for page in context.pages:
             assert page.evaluate("window.forbidden") == []
         context.close()
-    elsewhere = [url for url in watch.requests if not url.startswith((api.url, "data:", f"blob:{api.url}"))]
+    own = ("data:", *origins, *(f"blob:{origin}" for origin in origins))
+    elsewhere = [url for url in watch.requests if not url.startswith(own)]
     assert elsewhere == []
     assert [error for error in watch.errors if not watch.allows_errors or "Failed to load resource" not in error] == []
 

@@ -104,6 +104,7 @@ def test_what_is_sent_is_what_was_chosen_and_nothing_else(page: Page, api: FakeA
         "stream": True,
         "stream_options": {"include_usage": True},
         "reasoning_effort": "high",
+        "receipt": True,
         "messages": [{"role": "user", "content": "Hello"}],
     }
 
@@ -234,6 +235,7 @@ def test_a_base_model_continues_the_text_alone(make_page: Callable[..., Page], a
         "model": "gpt2",
         "prompt": "Once",
         "max_tokens": 256,
+        "receipt": True,
         "stream": True,
         "stream_options": {"include_usage": True},
     }

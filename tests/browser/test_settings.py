@@ -77,6 +77,7 @@ def test_sampling_parameters_are_sent_as_entered(page: Page, api: FakeApi) -> No
         "seed": 17,
         "stop": ["END", "\n\n"],
         "reasoning_effort": "medium",
+        "receipt": True,
     }
     assert body["messages"][0] == {"role": "system", "content": "Answer in one word."}
     # The next conversation is made with the same sampling, but without the system prompt; and so after a reload.
@@ -268,6 +269,7 @@ def test_an_answer_without_a_receipt_says_why(make_page: Callable[..., Page], ap
     wait_for_answer(page)
     page.get_by_role("button", name="Receipt").click()
     dialog = page.get_by_role("dialog", name="Receipt")
+    assert "receipt" not in api.asked[0].body
     expect(dialog).to_contain_text("This answer has no receipt.")
     expect(dialog).to_contain_text("served in the profile fast")
     expect(dialog).to_contain_text("openbook serve --profile exact")
@@ -279,6 +281,9 @@ def test_a_key_is_asked_for_kept_sent_and_forgotten(make_page: Callable[..., Pag
     page = make_page()
     dialog = page.get_by_role("dialog", name="API key")
     expect(dialog).to_contain_text("This server asks for a key.")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("alert")).to_contain_text("the API key is missing or wrong")
+    page.get_by_role("button", name="Try again").click()
     dialog.get_by_label("API key").fill("wrong")
     dialog.get_by_role("button", name="Enter").click()
     expect(dialog).to_contain_text("The server does not take this key.")

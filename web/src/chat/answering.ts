@@ -13,7 +13,7 @@ import {
   withTurn,
 } from "./conversation";
 import { samplingFields } from "./sampling";
-import { apiKey, change, current, models, serverFault } from "./store";
+import { apiKey, asksForKey, change, current, models } from "./store";
 
 const SHOW_EVERY_MS = 40; // a screen shows no more, and each showing lays the text out anew
 const KEEP_EVERY_MS = 1000; // at most so much is lost when the page closes
@@ -75,7 +75,7 @@ async function answer(conversationId: string, questionId: string): Promise<void>
 /** Reads the stream to its end, whatever that is, and leaves the answer in the conversation. */
 async function follow(run: Run, { path, body }: RequestFor): Promise<void> {
   const begin = performance.now();
-  const reading = new Reading(run.answer.value);
+  const reading = new Reading(run.answer.value, begin);
   let keptAt = Number.NEGATIVE_INFINITY;
   let timer = 0;
   const show = () => {
@@ -97,7 +97,7 @@ async function follow(run: Run, { path, body }: RequestFor): Promise<void> {
     reading.end(run.abort.signal.aborted ? "stopped" : "failed", performance.now());
     if (reading.answer.state === "failed")
       reading.answer.error = error instanceof Error ? error.message : String(error);
-    if (error instanceof ApiError && error.status === 401) serverFault.value = error;
+    if (error instanceof ApiError && error.status === 401) asksForKey.value = true;
   }
   clearTimeout(timer);
   show();
@@ -112,9 +112,11 @@ function save({ conversationId, answer: { value } }: Run): void {
 class Reading {
   readonly answer: Answer;
   isThinking = false;
-  private thinkingSince = 0;
 
-  constructor(blank: Answer) {
+  constructor(
+    blank: Answer,
+    private readonly begin: number, // the reader's wait for the answer's first word is all counted as thinking
+  ) {
     this.answer = { ...blank, reasoningTokens: [], textTokens: [] };
   }
 
@@ -129,12 +131,9 @@ class Reading {
       const reasoning = choice.delta?.reasoning_content ?? "";
       const text = choice.delta?.content ?? choice.text ?? "";
       const [reasoningTokens, textTokens] = tokensOf(choice.logprobs);
-      if (reasoning && !this.isThinking && !answer.text) {
-        this.isThinking = true;
-        this.thinkingSince = now;
-      }
+      if (reasoning && !answer.text) this.isThinking = true;
       if (text || choice.delta?.tool_calls?.length) this.endThinking(now);
-      if (this.isThinking) answer.thinkingMs = now - this.thinkingSince;
+      if (this.isThinking) answer.thinkingMs = now - this.begin;
       // One token a part unless probabilities tell; the server's last word on usage corrects the count.
       answer.numTokens += reasoningTokens.length + textTokens.length || Number(reasoning !== "" || text !== "");
       answer.numThinkingTokens += reasoningTokens.length || Number(reasoning !== "");
@@ -159,7 +158,7 @@ class Reading {
   }
 
   private endThinking(now: number): void {
-    if (this.isThinking) this.answer.thinkingMs = now - this.thinkingSince;
+    if (this.isThinking) this.answer.thinkingMs = now - this.begin;
     this.isThinking = false;
   }
 }
@@ -229,6 +228,7 @@ function requestFor(conversation: Conversation, questionId: string, model: Model
     ...samplingFields(setup.sampling),
   };
   if (!hasThinking) delete body.thinking_budget;
+  if (model.openbook.profile === "exact") body.receipt = true; // elsewhere it would promise nothing
   if (isBase) {
     if (setup.sampling.hasProbabilities) body.logprobs = NUM_ALTERNATIVES;
     return {

@@ -10,6 +10,7 @@ import { NO_SAMPLING } from "./sampling";
 
 export const models = signal<ModelEntry[]>([]);
 export const serverFault = signal<ApiError | null>(null); // why there are no models
+export const asksForKey = signal(false); // the server has refused us for want of one
 export const apiKey = signal(remembered("api-key", ""));
 export const notice = signal<{ text: string; undo?: () => void } | null>(null); // one line for the reader
 
@@ -46,8 +47,10 @@ export async function loadModels(): Promise<void> {
   try {
     models.value = await listModels(apiKey.value);
     serverFault.value = null;
+    asksForKey.value = false;
   } catch (error) {
     serverFault.value = error instanceof ApiError ? error : new ApiError(String(error), 0);
+    asksForKey.value = serverFault.value.status === 401;
   }
 }
 

@@ -1,11 +1,11 @@
 import { useRef } from "preact/hooks";
-import { apiKey, enterKey, loadModels, serverFault } from "../chat/store";
+import { apiKey, asksForKey, enterKey, loadModels, serverFault } from "../chat/store";
 import { Dialog } from "./dialog";
 
 /** Stands in place of the start where the server gave no models. */
 export function Gate() {
   const fault = serverFault.value;
-  if (!fault || fault.status === 401) return null;
+  if (!fault) return null;
   return (
     <section class="opening" role="alert">
       <h1>The book is closed.</h1>
@@ -20,9 +20,9 @@ export function Gate() {
 /** Asks for an API key once the server has asked for one. */
 export function KeyDialog() {
   const field = useRef<HTMLInputElement>(null);
-  if (serverFault.value?.status !== 401) return null;
+  if (!asksForKey.value) return null;
   return (
-    <Dialog title="API key" class="key" onClose={() => (serverFault.value = null)}>
+    <Dialog title="API key" class="key" onClose={() => (asksForKey.value = false)}>
       <form
         onSubmit={(event) => {
           event.preventDefault();

@@ -1,16 +1,17 @@
 import type { Token } from "marked";
-import { useLayoutEffect, useRef } from "preact/hooks";
+import { useLayoutEffect, useMemo, useRef } from "preact/hooks";
 import { blocksOf, layOut } from "../text/markdown";
 import { setMaths } from "../text/maths";
 import { copyFrom } from "./clipboard";
 
 /** A text in markdown. */
 export function Prose({ text }: { text: string }) {
+  const blocks = useMemo(() => blocksOf(text), [text]);
   return (
     // biome-ignore lint/a11y/useKeyWithClickEvents: what is clicked are buttons, which the keyboard presses as well
     // biome-ignore lint/a11y/noStaticElementInteractions: one listener for the buttons of all blocks of code
     <div class="prose" onClick={copyCode}>
-      {blocksOf(text).map((block, index) => (
+      {blocks.map((block, index) => (
         <Block key={index} block={block} />
       ))}
     </div>

@@ -62,8 +62,9 @@ function Missing() {
     <>
       <p>
         This answer has no receipt. A receipt names the weights, the arithmetic, the prompt, the settings and the
-        output, so that anyone can compute the answer again; it comes with answers that end, from a model served in the
-        exact profile{profile && profile !== "exact" ? `, and this one is served in the profile ${profile}` : ""}.
+        output, so that anyone can compute the answer again. It comes with complete answers of a model in the exact
+        profile, without images or adapters{profile !== "exact" ? `; this one is served in the profile ${profile}` : ""}
+        .
       </p>
       <pre class="command">
         <code>openbook serve --profile exact</code>

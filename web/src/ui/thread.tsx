@@ -8,13 +8,13 @@ import { grow } from "./composer";
 import { Icon, IconButton } from "./icons";
 
 const NEAR_PX = 80; // so close to the foot counts as reading along
-const SETTLING_MS = 600; // formulas and fonts come a little later than the text
 
 /** The conversation in view. It follows what is being written, unless the reader has scrolled away. */
 export function Thread() {
   const frame = useRef<HTMLDivElement>(null);
   const isAway = useSignal(false);
-  const followsUntil = useRef(0);
+  const scrolledTo = useRef(0);
+  const isSettled = useRef(false); // nothing more comes, neither words nor formulas: the reader goes on
   const turns = branch(current.value);
   const { id, head } = current.value;
 
@@ -27,26 +27,36 @@ export function Thread() {
     const { scrollHeight, scrollTop, clientHeight } = frame.current;
     isAway.value = scrollHeight - scrollTop - clientHeight > NEAR_PX;
   };
+  const scroll = () => {
+    const before = scrolledTo.current;
+    scrolledTo.current = frame.current?.scrollTop ?? 0;
+    // Only who goes up goes away: the foot may have moved on since we went there.
+    if (isAway.value || scrolledTo.current < before) look();
+  };
 
   useEffect(() => {
-    followsUntil.current = performance.now() + SETTLING_MS;
+    isSettled.current = false;
     toFoot();
   }, [id, head]);
   useEffect(() => {
     const content = frame.current?.firstElementChild;
     if (!content) return;
     const observer = new ResizeObserver(() => {
-      if (currentRun.value) followsUntil.current = performance.now() + SETTLING_MS;
-      // Afterwards a page grows by the reader's hand only, who opened something and wants to see it.
-      if (!isAway.value && performance.now() < followsUntil.current) toFoot();
-      else look();
+      if (isAway.value || isSettled.current) look();
+      else toFoot();
     });
     observer.observe(content);
     return () => observer.disconnect();
   }, []);
 
+  // What the reader presses may open something, which should then stay where it is.
+  const settle = () => {
+    isSettled.current = !currentRun.value;
+  };
+
   return (
-    <div class="thread" ref={frame} onScroll={look}>
+    // biome-ignore lint/a11y/noStaticElementInteractions: it notices that a part of it is used
+    <div class="thread" ref={frame} onScroll={scroll} onPointerDown={settle} onKeyDown={settle}>
       <ol class="turns" aria-label="Conversation">
         {turns.map((turn, index) => (
           <li key={turn.id} class={`turn turn-${turn.role}`}>
