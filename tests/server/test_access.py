@@ -12,6 +12,7 @@ import pytest
 from server_setup import LiveServer, StubEngine
 
 from openbook.core.errors import UserError
+from openbook.engine.client import EngineFullError
 from openbook.server.auth import KeyRing, hash_key, new_key, read_keys
 from openbook.server.limits import Account, Bucket, duration
 from openbook.server.settings import ServerSettings
@@ -163,6 +164,14 @@ def test_tokens_a_minute(start: Callable[..., LiveServer], stub: StubEngine) -> 
         assert client.post(PATH, json=long).json()["error"]["message"] == (
             "the prompt has 103 tokens and this key has 30 a minute: shorten it"
         )
+
+
+def test_what_is_turned_away_costs_nothing(start: Callable[..., LiveServer], stub: StubEngine) -> None:
+    stub.failure = EngineFullError(7, retry_after_s=3)
+    server = start(stub, api_keys=KEYS, tokens_per_minute=30)
+    with server.client(headers=bearer(KEYS[0])) as client:
+        response = client.post(PATH, json=HELLO)
+    assert response.status_code == 429 and response.headers["x-ratelimit-remaining-tokens"] == "30"
 
 
 def test_a_long_answer_is_owed() -> None:

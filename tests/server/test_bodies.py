@@ -102,6 +102,16 @@ def head(length: int) -> bytes:
     return f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\n{kind}\r\n\r\n".encode()
 
 
+def read_error(connection: socket.socket) -> str:
+    """An answer up to the end of its JSON."""
+    answer = b""
+    while not answer.endswith(b"}}"):
+        part = connection.recv(4096)
+        assert part, answer
+        answer += part
+    return answer.decode()
+
+
 @pytest.fixture
 def small(start: Callable[..., LiveServer], stub: StubEngine) -> Iterator[LiveServer]:
     yield start(stub, max_body_bytes=2000, body_timeout_s=0.5)
@@ -110,7 +120,7 @@ def small(start: Callable[..., LiveServer], stub: StubEngine) -> Iterator[LiveSe
 def test_a_large_body_is_refused_by_its_length(small: LiveServer) -> None:
     with socket.create_connection(("127.0.0.1", small.port), timeout=5) as connection:
         connection.sendall(head(9_000_000_000))
-        answer = connection.recv(4096).decode()
+        answer = read_error(connection)
     assert answer.startswith("HTTP/1.1 413 ")
     assert "the body has more than 2,000 bytes: expected at most that; send less" in answer
 
@@ -129,7 +139,7 @@ def test_a_large_body_in_pieces_is_refused_while_it_comes(small: LiveServer) -> 
 def test_a_body_that_does_not_come(small: LiveServer) -> None:
     with socket.create_connection(("127.0.0.1", small.port), timeout=5) as connection:
         connection.sendall(head(100) + b"{")
-        answer = connection.recv(4096).decode()
+        answer = read_error(connection)
     assert answer.startswith("HTTP/1.1 408 ")
     assert "the body did not come within 0.5 s" in answer
 

@@ -98,6 +98,10 @@ def test_a_failure_before_the_first_token_has_a_status(server: LiveServer, stub:
             assert (response.status_code, error["code"]) == (status, code)
             assert response.headers.get("retry-after") == ("3" if status != 400 else None)
             assert error["param"] == ("logit_bias" if status == 400 else None)
+    with server.client() as client:
+        text = client.get("/metrics").text
+    assert 'openbook_cancelled_requests_total{model="tiny"} 0.0' in text
+    assert 'openbook_prompt_tokens_total{model="tiny"} 0.0' in text
 
 
 def test_a_sequence_that_fails_harms_no_other(server: LiveServer, stub: StubEngine) -> None:

@@ -157,6 +157,7 @@ class Generation:
             for _ in range(request.num_samples):
                 self.choices.append(Choice(index=len(self.choices), request=request))
         self._num_open = len(self.choices)
+        self._has_failed = False
 
     async def begin(self, timeout_s: float | None = None) -> None:
         """Submit the requests, and wait for the first event, or so long.
@@ -174,12 +175,17 @@ class Generation:
                 raise ApiError(400, str(error), param=self._prompt_param, code=code) from error
         if self._account is not None:
             self._account.admit_prompt(num_prompt_tokens)
-        self._metrics.prompt_tokens.inc(num_prompt_tokens)
         first = 0
         for request in self.requests:
             self._pumps.append(asyncio.create_task(self._pump(first, request)))
             first += request.num_samples
-        self._first = await self._take(timeout_s)
+        try:
+            self._first = await self._take(timeout_s)
+        except ApiError:
+            if self._account is not None:
+                self._account.spend_tokens(-num_prompt_tokens)
+            raise
+        self._metrics.prompt_tokens.inc(num_prompt_tokens)
 
     async def __aiter__(self) -> AsyncIterator[ChoiceEvent]:
         while (event := await self.next_event()) is not None:
@@ -210,6 +216,7 @@ class Generation:
         choice = self.choices[index]
         choice.add(event)
         self._record(choice, event)
+        self._has_failed |= event.finish_reason in ("error", "cancelled")
         if event.finish_reason == "error":
             raise ApiError(500, event.error or "the sequence failed: try again", code="generation_failed")
         if event.finish_reason == "cancelled":
@@ -220,7 +227,7 @@ class Generation:
 
     async def close(self) -> None:
         """Cancel what is still running; at once in the engine."""
-        if not self.is_over and self._pumps:
+        if not (self.is_over or self._has_failed) and self._pumps:
             self._metrics.cancelled.inc()
         for pump in self._pumps:
             pump.cancel()
@@ -270,6 +277,7 @@ class Generation:
                 return None
         if not isinstance(taken, Exception):
             return taken
+        self._has_failed = True
         known = as_api_error(taken, self._params)
         if known is None:
             _log.error("the engine failed on %s", self.requests[0].id, exc_info=taken)
