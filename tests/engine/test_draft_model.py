@@ -16,12 +16,14 @@ from engine_setup import make_engine, run, runner_of, tokens
 from numpy.typing import NDArray
 
 from openbook.checkpoint.folder import save_model
+from openbook.checkpoint.locate import locate
 from openbook.checkpoint.model_source import open_model
 from openbook.core.errors import UserError
 from openbook.engine.choices import Profile
 from openbook.engine.draft_model import ModelDrafter
 from openbook.engine.drafting import NgramDrafter
 from openbook.engine.engine import Drafter, Engine, EngineSettings
+from openbook.engine.model import Model
 from openbook.engine.native_load import load_native
 from openbook.engine.native_runner import NativeRunner
 from openbook.engine.paged import PagedRunner, PagedStep
@@ -122,6 +124,19 @@ def test_a_model_that_drafts_for_itself_is_always_right(tiny_folder: Path, way: 
     assert stats.num_accepted_tokens == stats.num_draft_tokens
     # One token by itself, then 6 at a time.
     assert [len(event.token_ids) for event in found["0", 0]] == [1, 6, 6, 6, 6, 5]
+
+
+def test_tokens_that_nobody_guessed_are_read_too() -> None:
+    """Those that close the thinking when its budget is spent."""
+    folder = locate("nano")
+    prompt = Model.load("nano").prompt_ids("What is 48 plus 57? Give only the result.")
+    asked = [Request(prompt_ids=prompt, params=replace(GREEDY, max_tokens=60, thinking_budget=9), id="a")]
+    mine = ModelDrafter(runner(folder), 770, num_draft_tokens=5, num_blocks=40)
+    engine = guessing_engine(folder, Eager(mine))
+    assert said(run(engine, asked)["a", 0]) == plain(folder, asked)["a", 0]
+    stats = engine.stats()
+    # Only the guesses at what would have come instead are wrong.
+    assert stats.num_draft_tokens - stats.num_accepted_tokens <= 5 < stats.num_accepted_tokens
 
 
 @dataclass

@@ -79,7 +79,7 @@ class Drafter(Protocol):
     """Guesses what sequences will say next."""
 
     def propose(self, sequences: Iterable[Sequence], overhead: float) -> None:
-        """Set the `draft_ids` of sequences of which one token is to be computed; they have none yet.
+        """Set the `draft_ids` of sequences of which one token is to be computed.
 
         Args:
             overhead: what a step costs beside its tokens, in tokens, a sequence's share: the more, the more guesses
@@ -235,8 +235,6 @@ class Engine:
         """
         ready = [one for one in self._scheduler.running if one.num_missing == 1 and one.new_ids]
         ready = [one for one in ready if not one.request.images]
-        for sequence in ready:
-            sequence.draft_ids = []
         if not ready:
             return
         try:
