@@ -305,6 +305,25 @@ def test_one_request_s_failure_is_its_own(tiny_folder: Path, monkeypatch: pytest
     assert everything_is_free(engine)
 
 
+def test_samples_that_have_not_begun_end_too(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else whoever waits for them would wait for ever."""
+    asked = Request(prompt_ids=list(range(40)), params=GREEDY, id="n", num_samples=3)
+    engine = make_engine(tiny_folder, max_step_tokens=32)
+    for num_steps in range(2):  # before its prompt is touched, and amid it
+        engine.add(engine.prepare(asked))
+        for _ in range(num_steps):
+            assert engine.step() == []
+        assert [(event.index, event.finish_reason) for event in engine.cancel("n")] == [
+            (index, "cancelled") for index in range(3)
+        ]
+    monkeypatch.setattr(engine._cache, "forward", lambda step: 1 // 0)
+    found = run(engine, [asked])
+    assert {key: events[-1].finish_reason for key, events in found.items()} == {
+        ("n", index): "error" for index in range(3)
+    }
+    assert everything_is_free(engine)
+
+
 def test_damaged_weights_are_said(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make_engine(tiny_folder)
     monkeypatch.setattr(engine._cache, "forward", lambda step: np.full((len(step.wanted), 274), np.nan, np.float32))

@@ -161,7 +161,11 @@ class Engine:
         for sequence in mine:
             sequence.finish_reason = "cancelled"
             self._end(sequence)
-        return [SequenceEvent(request_id=request_id, index=one.index, finish_reason="cancelled") for one in mine]
+        return [
+            SequenceEvent(request_id=request_id, index=index, finish_reason="cancelled")
+            for one in mine
+            for index in one.indices
+        ]
 
     def prepare_embedding(self, prompts: Iterable[Tokens[int]], adapter: str | None = None) -> EmbeddingJob:
         """Prompts to embed, checked; may be called from any thread.
@@ -251,7 +255,7 @@ class Engine:
             return self._compute(plan.chunks)
         except Exception as error:  # whatever a runner may throw: no sequence may take others with it
             if len(plan.chunks) == 1:
-                events.append(self._fail(plan.chunks[0].sequence, error))
+                events += self._fail(plan.chunks[0].sequence, error)
                 return []
         done = []
         for chunk in plan.chunks:
@@ -313,7 +317,7 @@ class Engine:
             return []
         mine = [sequence, *self._fork(sequence)]
         rows = rows[-1 - chunk.num_drafts :]
-        return [self._guarded(one, lambda one=one: self._extend(one, rows)) for one in mine]  # type: ignore[misc]
+        return [event for one in mine for event in self._guarded(one, lambda one=one: self._extend(one, rows))]  # type: ignore[misc]
 
     def _fork(self, parent: Sequence) -> list[Sequence]:
         """The other samples of a request whose prompt has just been read."""
@@ -379,22 +383,22 @@ class Engine:
                 break
         return number
 
-    def _guarded(self, sequence: Sequence, work: Callable[[], SequenceEvent]) -> SequenceEvent:
+    def _guarded(self, sequence: Sequence, work: Callable[[], SequenceEvent]) -> list[SequenceEvent]:
         try:
-            return work()
+            return [work()]
         except Exception as error:  # a grammar, a template's marks, damaged weights: one sequence's misfortune
             return self._fail(sequence, error)
 
-    def _fail(self, sequence: Sequence, error: Exception) -> SequenceEvent:
+    def _fail(self, sequence: Sequence, error: Exception) -> list[SequenceEvent]:
         sequence.finish_reason = "error"
         self._end(sequence)
         text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        return SequenceEvent(
-            request_id=sequence.request.id,
-            index=sequence.index,
-            finish_reason="error",
-            error=" ".join(text.split()),
-        )
+        return [
+            SequenceEvent(
+                request_id=sequence.request.id, index=index, finish_reason="error", error=" ".join(text.split())
+            )
+            for index in sequence.indices
+        ]
 
     def _end(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence)

@@ -72,6 +72,11 @@ class Sequence:
         return self.limit - len(self.new_ids) - 1
 
     @property
+    def indices(self) -> range:
+        """The samples that end if it ends: until its prompt has been read, all of its request."""
+        return range(self.index, self.index + 1 if self.is_forked else self.request.num_samples)
+
+    @property
     def order(self) -> tuple[int, int, int]:
         """Who is served first: priority, then arrival."""
         return self.request.priority, self.arrival, self.index
