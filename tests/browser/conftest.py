@@ -25,6 +25,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+PATIENCE_MS = 15_000  # two busy cores may take long
 DESKTOP = {"width": 1280, "height": 800}
 NARROW = {"width": 360, "height": 740}
 
@@ -39,10 +40,11 @@ addEventListener("securitypolicyviolation", (event) =>
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Debian's Chromium, or the one that CHROMIUM names."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
     path = os.environ.get("CHROMIUM") or shutil.which("chromium")
     assert path, "these tests need Chromium: install it (apt-get install chromium), or name it in CHROMIUM"
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield browser
@@ -89,7 +91,7 @@ def make_page(browser: Browser, api: FakeApi, watch: Watch) -> Iterator[Callable
             "console", lambda line: watch.errors.append(line.text) if line.type in ("error", "warning") else None
         )
         page = context.new_page()
-        page.set_default_timeout(5000)
+        page.set_default_timeout(PATIENCE_MS)
         page.goto(url)
         page.locator(".opening, .thread, dialog").first.wait_for()
         return page
