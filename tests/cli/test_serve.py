@@ -21,6 +21,7 @@ import pytest
 from openbook.cli.main import main
 from openbook.cli.serve import Size, command
 from openbook.server.auth import KeyRing
+from openbook.server.response_store import default_folder
 from openbook.server.settings import ServerSettings
 
 
@@ -69,6 +70,11 @@ def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             ["--export", "k8s", "--ray"],
             "--ray does not go with --export, whose files run one server with its engines: leave it out",
+        ),
+        (
+            ["--export", "k8s", "--response-store", "here"],
+            "--response-store here does not go with --export, whose files keep responses in a volume of their own: "
+            "leave it out, or give off",
         ),
         (["--ray-address", "auto"], "--ray-address is given without --ray: give both, or leave it out"),
         (
@@ -120,7 +126,18 @@ def test_every_setting_has_an_option() -> None:
     from openbook.cli.serve import _settings
 
     settings = _settings(context.params)
-    assert settings == ServerSettings(api_keys=("secret-key",), tokens_per_minute=7)
+    store = default_folder()
+    assert settings == ServerSettings(api_keys=("secret-key",), tokens_per_minute=7, response_store=store)
+
+
+@pytest.mark.parametrize(("given", "store"), [("off", None), ("some/folder", Path("some/folder"))])
+def test_where_responses_are_kept(given: str, store: Path | None) -> None:
+    from openbook.cli.serve import _settings
+
+    limits = ["--response-store-size", "5M", "--response-store-days", "0.5"]
+    settings = _settings(command.make_context("serve", ["--response-store", given, *limits]).params)
+    assert settings.response_store == store
+    assert (settings.response_store_bytes, settings.response_store_days) == (5 << 20, 0.5)
 
 
 @pytest.mark.parametrize("kind", ["k8s", "systemd", "compose"])

@@ -127,6 +127,22 @@ class Size(click.ParamType[int]):
     "--adapter", "adapters", multiple=True, metavar="NAME=PATH", help="A LoRA adapter in PEFT's format: model:NAME."
 )
 @click.option("--adapter-dir", type=Path, metavar="DIR", help="Adapters in it may be loaded while serving.")
+@click.option(
+    "--response-store",
+    metavar="DIR|off",
+    help="Where /v1/responses keeps conversations, each for its key alone; off keeps none.  "
+    "[default: ~/.local/state/openbook/responses, or in $XDG_STATE_HOME]",
+)
+@click.option(
+    "--response-store-size", type=Size(), default="1GiB", show_default=True, help="Then the oldest conversations go."
+)
+@click.option(
+    "--response-store-days",
+    type=click.FloatRange(0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="How long a conversation is kept that nobody goes on with.",
+)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @profile_option
 @cache_option
@@ -233,7 +249,18 @@ def _settings(options: dict[str, Any]) -> ServerSettings:
         cors_origins=options["cors_origins"],
         allowed_hosts=options["allowed_hosts"],
         adapter_dir=folder,
+        response_store=_response_store(options["response_store"]),
+        response_store_bytes=options["response_store_size"],
+        response_store_days=options["response_store_days"],
     )
+
+
+def _response_store(given: str | None) -> Path | None:
+    from openbook.server.response_store import default_folder
+
+    if given is None:
+        return default_folder()
+    return None if given == "off" else Path(given)
 
 
 def _start(models: Sequence[str], options: dict[str, Any]) -> list[ServedModel]:
@@ -282,6 +309,11 @@ def _export(context: click.Context, options: dict[str, Any]) -> str:
     for name, option, reason in _NOT_WITH_EXPORT:
         if context.get_parameter_source(name) is on_command_line:
             raise UserError(f"{option} does not go with --export, whose files {reason}: leave it out")
+    if options["response_store"] not in (None, "off"):
+        raise UserError(
+            f"--response-store {options['response_store']} does not go with --export, whose files keep responses in a "
+            "volume of their own: leave it out, or give off"
+        )
     named = {*bundled_names(), *PACKAGED}
     mounts: list[tuple[str, str]] = []
 

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from openbook.server import adapters, chat, completions, docs_page, embeddings, models, status, tokens
+from openbook.server import adapters, chat, completions, docs_page, embeddings, models, responses, status, tokens
 from openbook.server.errors import add_error_handlers
 from openbook.server.gate import Gate
 from openbook.server.page import mount_page
@@ -25,6 +25,8 @@ DESCRIPTION = (
 ROUTERS = (
     chat.router,
     completions.router,
+    responses.creation,
+    responses.router,
     embeddings.router,
     models.router,
     tokens.router,
@@ -68,6 +70,8 @@ def create_app(served: Sequence[ServedModel], settings: ServerSettings | None = 
         yield
         if not state.is_draining:
             await state.drain(0)
+        if state.responses is not None:
+            await state.responses.close()
 
     app = _App(
         title="Openbook",

@@ -29,6 +29,9 @@ class ServerSettings:
         cors_origins: origins of web pages elsewhere that may use the API; "*" is all.
         allowed_hosts: names by which clients may call the server, beside IP addresses and localhost.
         adapter_dir: the folder from which adapters may be loaded while serving; None: none may.
+        response_store: the folder where responses are kept, so that others can go on from them; None: none are.
+        response_store_bytes: most bytes of all that are kept; conversations not gone on with for the longest time go.
+        response_store_days: for how long a conversation is kept that nobody goes on with.
     """
 
     host: str = "127.0.0.1"
@@ -43,6 +46,9 @@ class ServerSettings:
     cors_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     adapter_dir: Path | None = None
+    response_store: Path | None = None
+    response_store_bytes: int = 1 << 30
+    response_store_days: float = 30.0
 
     def __post_init__(self) -> None:
         for name in ("requests_per_minute", "tokens_per_minute"):

@@ -11,8 +11,11 @@ from fastapi import Depends, Request
 from openbook.server.auth import KeyRing
 from openbook.server.limits import Account
 from openbook.server.metrics import Metrics
+from openbook.server.response_store import ResponseStore
 from openbook.server.served_model import ServedModel, ServedModels
 from openbook.server.settings import ServerSettings
+
+_DAY_S = 86_400
 
 
 class ServerState:
@@ -25,6 +28,11 @@ class ServerState:
     def __init__(self, models: Sequence[ServedModel], settings: ServerSettings) -> None:
         self.models, self.settings, self.metrics = ServedModels(models), settings, Metrics()
         self.is_draining = False
+        self.responses: ResponseStore | None = None
+        if settings.response_store is not None:
+            self.responses = ResponseStore(
+                settings.response_store, settings.response_store_bytes, settings.response_store_days * _DAY_S
+            )
         self.keys = KeyRing(settings.api_keys)
         limits = settings.requests_per_minute, settings.tokens_per_minute
         self.accounts = [Account(*limits) for _ in range(len(self.keys))]
