@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-peers test-arm64 test-browser test-clients lint docs web
+.PHONY: help setup demo test test-all test-peers test-arm64 test-browser test-clients test-ray lint docs web
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*##  *\(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -55,6 +55,10 @@ test-clients: setup  ## let LangChain, lm-eval and schemathesis talk to a server
 test-browser: setup web/node_modules  ## try the chat page in Chromium, which must be installed; needs npm
 	$(PIP) install --quiet --editable '.[dev,browser]'
 	$(PYTEST) -m browser
+
+test-ray: setup  ## serve from a Ray cluster of two nodes on this machine, and lose one of them
+	$(PIP) install --quiet --editable '.[dev,ray]'
+	$(PYTEST) -n 0 -m ray
 
 lint: setup  ## style, types and the order of imports
 	$(BIN)/ruff check
