@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from openbook.checkpoint.locate import releases_dir
 from openbook.core.errors import UserError
 from openbook.engine.client import EngineClient, EngineDownError, EngineFullError
 from openbook.engine.engine import EngineSettings
@@ -24,6 +25,7 @@ from openbook.engine.router import RoutedEngine
 from openbook.engine.start import LoadOptions, start_engine
 from openbook.engine.start_many import divide, start_engines
 from openbook.ops.native_module import has_native
+from peft_folders import save_adapter
 
 pytestmark = pytest.mark.skipif(not has_native(), reason="nano needs the native core to load fast")
 
@@ -113,6 +115,40 @@ def test_the_same_answers_as_an_engine_in_this_process() -> None:
         assert min(per_process) > 0
         assert sum(per_process) == sum(len(event.token_ids) for events in found for event in events)
         assert engine.max_model_len == 512
+
+    with_workers(work)
+
+
+def test_an_adapter_is_loaded_in_every_process_and_again_in_a_new_one(tmp_path: Path) -> None:
+    folder = save_adapter(tmp_path / "adapter", releases_dir() / "nano")
+    asked = [request(f"{n}", adapter="mine") for n in range(4)]
+
+    async def locally() -> list[list[SequenceEvent]]:
+        local = start_engine("nano", LoadOptions(), SETTINGS).engine
+        await local.load_adapter("mine", str(folder))
+        answers = [await collect(local, one) for one in asked]
+        plain = await collect(local, request("0"))
+        assert token_ids(plain) != token_ids(answers[0])
+        await local.close(0)
+        return answers
+
+    expected = asyncio.run(locally())
+
+    async def work(engine: RoutedEngine) -> None:
+        await engine.load_adapter("mine", str(folder))
+        assert engine.adapters == ["mine"]
+        with pytest.raises(UserError, match="mine"):
+            await engine.load_adapter("mine", str(folder))
+        first, second = processes(engine)
+        os.kill(first.pid, signal.SIGKILL)
+        await until(lambda: not first.is_up)
+        await until(lambda: first.is_up)
+        for process in (first, second):
+            assert [await collect(process, one) for one in asked] == expected
+        await engine.unload_adapter("mine")
+        assert first.adapters == second.adapters == engine.adapters == []
+        with pytest.raises(UserError, match="the adapter 'mine' is not loaded"):
+            await collect(engine, asked[0])
 
     with_workers(work)
 
@@ -260,8 +296,13 @@ def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
 
 
 def test_threads_are_divided() -> None:
-    assert divide(8, 3) == [2, 3, 3] or divide(8, 3) == [3, 3, 2]
-    assert sum(divide(8, 3)) == 8
+    engine = start_engines("nano", LoadOptions(), SETTINGS, 2, num_threads=3).engine
+    environments = [Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0") for process in processes(engine)]
+    asyncio.run(engine.close(0))
+    assert [b"OMP_NUM_THREADS=1" in environment for environment in environments] == [True, False]
+    assert [b"OMP_NUM_THREADS=2" in environment for environment in environments] == [False, True]
+    assert divide(3, 2) == [1, 2]
+    assert divide(8, 3) == [2, 3, 3]
     assert divide(2, 4) == [1, 1, 1, 1]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import subprocess
@@ -36,10 +37,16 @@ class ProcessLink:
         descriptor = theirs.fileno()
         # -P: nothing of the current folder is imported. A session of its own: Ctrl-C reaches the parent alone.
         command = [sys.executable, "-P", "-m", "openbook.engine.worker", str(descriptor)]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(launch.num_threads)}  # torch and BLAS go by it
         with theirs:
             try:
                 self._process = subprocess.Popen(
-                    command, pass_fds=[descriptor], stdin=subprocess.DEVNULL, stdout=2, start_new_session=True
+                    command,
+                    pass_fds=[descriptor],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,
+                    start_new_session=True,
                 )
             except OSError as error:
                 self._socket.close()

@@ -40,7 +40,7 @@ def num_cores() -> int:
 
 def divide(count: int, num_parts: int) -> list[int]:
     """Parts that differ by one at most; none is less than 1."""
-    return [max(1, (count + index) // num_parts) for index in reversed(range(num_parts))]
+    return [max(1, (count + index) // num_parts) for index in range(num_parts)]
 
 
 def start_engines(

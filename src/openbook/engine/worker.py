@@ -164,15 +164,11 @@ class MessageServer:
 
 
 def launch(message: Launch) -> StartedEngine:
-    """Load what a message says, in the threads that it grants.
+    """Load what a message says, in the threads that it grants; torch has been told by the environment.
 
     Raises:
         UserError: see `start_engine`.
     """
-    # Read by OpenMP when it is loaded, which comes with torch and only if the model needs that.
-    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(message.num_threads)
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(message.num_threads)
     if has_native():
         require_native().set_num_threads(message.num_threads)
     return start_engine(message.model, message.options, message.settings)

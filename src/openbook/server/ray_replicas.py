@@ -18,10 +18,11 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openbook.checkpoint.locate import locate, model_name
+from openbook.checkpoint.locate import PACKAGED, bundled_names, locate, model_name
 from openbook.core.errors import UserError
 from openbook.engine.engine import EngineSettings
 from openbook.engine.remote_engine import LinkLostError, RemoteEngine
@@ -251,8 +252,9 @@ def start_ray_engines(
     from ray import serve
 
     num_cores = _cores_each(num_replicas, address)
-    where = str(Path(model).expanduser().absolute()) if Path(model).expanduser().exists() else model
-    message = encode(Launch(where, options, settings, num_cores))
+    if settings.draft_model is not None:
+        settings = replace(settings, draft_model=_absolute(settings.draft_model))
+    message = encode(Launch(_absolute(model), options, settings, num_cores))
     name = model_name(model, path)
     label = f"openbook-{name.replace('/', '-')}-{uuid.uuid4().hex[:8]}"  # another server may have the same model there
     applications = [f"{label}-{number}" for number in range(1, num_replicas + 1)]
@@ -286,6 +288,12 @@ def start_ray_engines(
         for application in applications:
             _delete(application)
         raise
+
+
+def _absolute(model: str) -> str:
+    """A path that means the same in every folder; names and hub ids as they are, a bundled name wins over a path."""
+    path = Path(model).expanduser()
+    return str(path.absolute()) if path.exists() and model not in (*bundled_names(), *PACKAGED) else model
 
 
 def _delete(application: str) -> None:
