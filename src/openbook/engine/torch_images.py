@@ -39,23 +39,20 @@ class StepImageReader:
         Raises:
             UserError: the model reads no images, or they do not fit their prompt.
         """
-        seeing = [number for number, given in enumerate(step.images) if given is not None and given.images]
+        seeing = {number: given for number, given in enumerate(step.images) if given is not None and given.images}
         if not seeing:
             return None
         rows_M = np.full(len(step.positions), -1)
         positions_3M = np.tile(step.positions.astype(np.int64), (3, 1))
         features: list[Tensor] = []
         num_features = 0
-        for number in seeing:
-            given = step.images[number]
-            assert given is not None
+        for number, given in seeing.items():
             begin, end = np.searchsorted(step.sequences, [number, number + 1])
             placed = self._place(given)
             places_1T = torch.from_numpy(step.positions[None, begin:end].astype(np.int64))
             positions_3M[:, begin:end] = placed.positions_at(places_1T)[:, 0].numpy()
             numbers_T = placed.rows.gather(1, places_1T.clamp_max(placed.rows.shape[1] - 1))[0].numpy()
-            for part in self._features(given, numbers_T):
-                features.append(part)
+            features += self._features(given, numbers_T)
             is_image = numbers_T >= 0
             rows_M[begin:end][is_image] = num_features + np.arange(is_image.sum())
             num_features += int(is_image.sum())
@@ -64,7 +61,7 @@ class StepImageReader:
         return StepImages(table, rows.view(shape).to(self._device), positions.view(3, *shape).to(self._device))
 
     def _features(self, given: PromptImages, numbers_T: NDArray[np.int64]) -> Iterator[Tensor]:
-        """Of the image tokens that the step has of a sequence, in their order; numbers are those in all its images."""
+        """Those of a sequence's image tokens in the step; of each token its number among all of them, or negative."""
         wanted = numbers_T[numbers_T >= 0]
         before = 0
         for image in given.images:
