@@ -23,7 +23,7 @@ from openbook.engine.drafting import StepCost
 from openbook.engine.embedding import Embedder, EmbeddingJob, require_embeddable
 from openbook.engine.events import EngineStats, SequenceEvent, TokenLogprob
 from openbook.engine.next_token import NextToken
-from openbook.engine.paged import BLOCK_TOKENS, PagedRunner, PagedStep, PromptImages
+from openbook.engine.paged import BLOCK_TOKENS, PagedRunner, PagedStep
 from openbook.engine.request import Request
 from openbook.engine.sampler import token_logprob
 from openbook.engine.scheduler import Chunk, Plan, Scheduler
@@ -285,6 +285,7 @@ class Engine:
         for row, chunk in enumerate(chunks):
             tables[row, : len(chunk.sequence.blocks)] = chunk.sequence.blocks
         requests = [chunk.sequence.request for chunk in chunks]
+        images = [chunk.sequence.images for chunk in chunks]
         step = PagedStep(
             token_ids=np.array(token_ids, dtype=np.int32),
             positions=(np.arange(ends[-1]) - np.repeat(ends - counts - firsts, counts)).astype(np.int32),
@@ -292,7 +293,7 @@ class Engine:
             block_tables=tables,
             wanted=np.array(wanted, dtype=np.int32),
             adapters=[one.adapter for one in requests] if any(one.adapter for one in requests) else (),
-            images=_images(requests),
+            images=images if any(images) else (),
         )
         began_s = time.perf_counter()
         logits = self._cache.forward(step)
@@ -407,12 +408,3 @@ class Engine:
 
     def _sequences(self) -> list[Sequence]:
         return [*self._scheduler.running, *self._scheduler.waiting]
-
-
-def _images(requests: list[Request]) -> list[PromptImages | None]:
-    if not any(request.images for request in requests):
-        return []
-    return [
-        PromptImages(prompt_ids=request.prompt_ids, images=request.images) if request.images else None
-        for request in requests
-    ]

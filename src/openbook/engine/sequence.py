@@ -11,7 +11,7 @@ from functools import cached_property
 from openbook.engine.block_manager import block_digest
 from openbook.engine.events import TokenLogprob
 from openbook.engine.next_token import TokenChooser
-from openbook.engine.paged import BLOCK_TOKENS
+from openbook.engine.paged import BLOCK_TOKENS, PromptImages
 from openbook.engine.request import FinishReason, Request
 from openbook.engine.transcript import Transcript
 
@@ -86,6 +86,12 @@ class Sequence:
         self.token_ids.append(token_id)
         self.new_ids.append(token_id)
         self.counts[token_id] += 1
+
+    @cached_property
+    def images(self) -> PromptImages | None:
+        """Those of its prompt, if it has any: one object, by which a runner knows them again."""
+        request = self.request
+        return PromptImages(prompt_ids=request.prompt_ids, images=request.images) if request.images else None
 
     @cached_property
     def _digest_seed(self) -> bytes:

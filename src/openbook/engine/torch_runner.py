@@ -21,6 +21,7 @@ from openbook.engine.paged import BLOCK_TOKENS
 from openbook.engine.torch_paged import TorchPagedCache
 from openbook.models.base import CausalModel
 from openbook.models.context import CachedContext, DenseContext
+from openbook.models.layers.lora import ModelAdapters
 from openbook.models.paged_cache import block_bytes
 from openbook.models.placed_images import PlacedImages
 from openbook.ops.exact_ops import ExactOps
@@ -99,6 +100,7 @@ class TorchRunner:
         self._device, self._dtype = parameter.device, parameter.dtype
         self._num_parameters = sum(parameter.numel() for parameter in model.parameters())
         self._is_laid_out = False
+        self.adapters = ModelAdapters(model)
 
     @property
     def profile(self) -> Profile:
@@ -122,7 +124,7 @@ class TorchRunner:
 
     def paged_cache(self, num_blocks: int) -> TorchPagedCache:
         """See `PagedRunner.paged_cache`."""
-        return TorchPagedCache(self._model, num_blocks, self._computing)
+        return TorchPagedCache(self._model, num_blocks, self._computing, self.adapters)
 
     def start(self, num_sequences: int, num_tokens: int) -> _TorchBatch:
         """See `Runner.start`."""
