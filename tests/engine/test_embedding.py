@@ -13,6 +13,7 @@ import pytest
 import torch
 from engine_setup import make_engine, tokens
 from numpy.typing import NDArray
+from stub_replica import StubReplica
 from transformers import AutoModel
 
 from openbook.core.errors import UserError
@@ -23,6 +24,7 @@ from openbook.engine.local_engine import LocalEngine
 from openbook.engine.native_paged import NativePagedCache
 from openbook.engine.paged import PagedStep
 from openbook.engine.request import Request, SamplingParams
+from openbook.engine.router import RoutedEngine
 from openbook.engine.start import LoadOptions, StartedEngine, start_engine
 from openbook.engine.start_many import start_engines
 from openbook.ops.native_module import has_native
@@ -270,5 +272,55 @@ def test_the_same_bits_from_a_process_of_its_own() -> None:
         finally:
             await local.close(0)
             await started.engine.close(0)
+
+    asyncio.run(work())
+
+
+class EmbeddingReplica(StubReplica):
+    """A replica that embeds, or raises what a test wants."""
+
+    def __init__(self, *refusals: Exception) -> None:
+        super().__init__()
+        self.refusals, self.num_asked = list(refusals), 0
+        self.gate = asyncio.Event()
+
+    async def embed(self, prompts: Sequence[Sequence[int]], adapter: str | None = None) -> NDArray[np.float32]:
+        self.num_asked += 1
+        if self.refusals:
+            raise self.refusals.pop(0)
+        await self.gate.wait()
+        return np.full((len(prompts), 1), len(prompts), np.float32)
+
+
+def test_of_several_engines_the_least_busy_one_embeds() -> None:
+    async def work() -> None:
+        first, second = EmbeddingReplica(), EmbeddingReplica()
+        engine = RoutedEngine([first, second])
+        long = asyncio.create_task(engine.embed([[1] * 500] * 4))  # as much work as 15 sequences
+        await asyncio.sleep(0)
+        short = [asyncio.create_task(engine.embed([[1]])) for _ in range(4)]
+        await asyncio.sleep(0)
+        assert sorted((first.num_asked, second.num_asked)) == [1, 4]
+        for replica in (first, second):
+            replica.gate.set()
+        assert [len(found) for found in await asyncio.gather(long, *short)] == [4, 1, 1, 1, 1]
+
+    asyncio.run(work())
+
+
+def test_an_engine_that_refuses_or_ends_is_passed_over() -> None:
+    async def work() -> None:
+        down, full = EngineDownError("it has ended", 1), EngineFullError(3, 9)
+        replicas = [EmbeddingReplica(down, full), EmbeddingReplica()]
+        replicas[1].gate.set()
+        engine = RoutedEngine(replicas)
+        for _ in range(2):
+            assert (await engine.embed([[1], [2]])).shape == (2, 1)
+        assert [replica.num_asked for replica in replicas] == [2, 2]
+        both = RoutedEngine([EmbeddingReplica(down), EmbeddingReplica(down), EmbeddingReplica()])
+        with pytest.raises(EngineDownError, match="it has ended"):
+            await both.embed([[1]])
+        with pytest.raises(EngineFullError, match="3 requests are waiting"):
+            await RoutedEngine([EmbeddingReplica(full)]).embed([[1]])
 
     asyncio.run(work())

@@ -1,8 +1,7 @@
-"""/v1/responses through the official client: what a response holds, its events, what is stored and what is refused."""
+"""/v1/responses through the official client: what a response holds, what the model is given, and its events."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -14,24 +13,15 @@ import openai
 import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
+from responses_setup import ADD, SUB, ask, refused
 from server_setup import CONTEXT, LiveServer, StubEngine
 from test_tools import TEMPLATE, call
 
-from openbook.server.response_store import FILE_NAME
-from openbook.server.schema_responses import ItemList, ResponseObject
+from openbook.server.schema_responses import ResponseObject
 from openbook.tokenizer.chat import Chat
 from openbook.tokenizer.tokenizer import Tokenizer
 
 EVENT = TypeAdapter(ResponseStreamEvent)
-IMAGE = {"type": "input_image", "image_url": "data:image/png;base64,AAAA"}
-KEYS = ("a-key-of-alice", "a-key-of-bob")
-ADD = {
-    "type": "function",
-    "name": "add",
-    "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
-    "strict": True,
-}
-SUB = {**ADD, "name": "sub"}
 
 
 @pytest.fixture
@@ -51,19 +41,6 @@ def tools_stub(tiny_tokenizer: Tokenizer) -> StubEngine:
 def tools_sdk(start: Callable[..., LiveServer], tools_stub: StubEngine, tmp_path: Path) -> Iterator[openai.OpenAI]:
     with start(tools_stub, response_store=tmp_path / "store").openai() as client:
         yield client
-
-
-def ask(sdk: openai.OpenAI, **options: Any) -> Any:
-    return sdk.responses.create(**{"model": "tiny", "input": "hello", **options})
-
-
-def refused(sdk: openai.OpenAI, **options: Any) -> tuple[str, str | None]:
-    """The message and the parameter of an answer with status 400."""
-    with pytest.raises(openai.BadRequestError) as caught:
-        ask(sdk, **options)
-    body = caught.value.body
-    assert isinstance(body, dict) and set(body) == {"message", "type", "param", "code"}
-    return body["message"], body["param"]
 
 
 def asked(stub: StubEngine) -> str:
@@ -244,7 +221,7 @@ def test_items_become_the_conversation(sdk: openai.OpenAI, stub: StubEngine) -> 
 
 
 @pytest.mark.parametrize(("effort", "meant"), [(None, "medium"), ("none", "low"), ("low", "low"), ("xhigh", "high")])
-def test_effort(tools_sdk: openai.OpenAI, sdk: openai.OpenAI, stub: StubEngine, effort: Any, meant: str) -> None:
+def test_effort(sdk: openai.OpenAI, stub: StubEngine, effort: Any, meant: str) -> None:
     ask(sdk, reasoning={"effort": effort})
     assert list(stub.requests[0].prompt_ids) == stub.chat.encode([{"role": "user", "content": "hello"}], meant)[0]
 
@@ -302,6 +279,11 @@ def test_tool_choice(tools_sdk: openai.OpenAI, tools_stub: StubEngine) -> None:
         "tool_choice allows 'sub', which is none of the tools: correct the name",
         "tool_choice",
     )
+
+
+def test_a_form_does_not_go_with_tools(tools_sdk: openai.OpenAI) -> None:
+    message, param = refused(tools_sdk, tools=[ADD], text={"format": {"type": "json_object"}})
+    assert param == "text.format" and "while tools may be called" in message
 
 
 # Events
@@ -397,283 +379,3 @@ def test_a_client_that_leaves_ends_the_answer(server: LiveServer, stub: StubEngi
     while not stub.cancelled:
         assert time.monotonic() < deadline_s
         time.sleep(0.01)
-
-
-# The store
-
-
-def test_conversations(sdk: openai.OpenAI, stub: StubEngine) -> None:
-    first = ask(sdk, input="one", instructions="be brief", metadata={"a": "b"})
-    second = ask(sdk, input="two", previous_response_id=first.id)
-    other = ask(sdk, input="three", previous_response_id=first.id, instructions="be long")
-    ask(sdk, input="four", previous_response_id=second.id, store=False)
-    answered = {"role": "assistant", "reasoning_content": "hm\n", "content": "yes"}
-    expected = [{"role": "user", "content": "one"}, answered, {"role": "user", "content": "two"}, answered]
-    expected = [*expected, {"role": "user", "content": "four"}]
-    assert list(stub.requests[-1].prompt_ids) == stub.chat.encode(expected)[0]  # instructions are not carried over
-    assert asked(stub).count("one") == 1
-    assert second.previous_response_id == first.id and other.instructions == "be long"
-
-
-def test_retrieving_and_deleting(sdk: openai.OpenAI, http: httpx2.Client) -> None:
-    response = ask(sdk, metadata={"a": "b"})
-    assert sdk.responses.retrieve(response.id).to_dict() == response.to_dict()
-    assert sdk.responses.retrieve(response.id, include=["message.output_text.logprobs"]).id == response.id
-    streamed = list(ask(sdk, stream=True))[-1].response
-    assert sdk.responses.retrieve(streamed.id).to_dict() == streamed.to_dict()
-    incomplete = ask(sdk, max_output_tokens=2)
-    assert sdk.responses.retrieve(incomplete.id).status == "incomplete"
-    sdk.responses.delete(response.id)
-    for attempt in (sdk.responses.retrieve, sdk.responses.delete, sdk.responses.cancel, sdk.responses.input_items.list):
-        with pytest.raises(openai.NotFoundError) as caught:
-            attempt(response.id)
-        assert f"there is no response '{response.id}': it was not stored" in caught.value.message
-    assert http.delete(f"/v1/responses/{streamed.id}").json() == {
-        "id": streamed.id,
-        "object": "response",
-        "deleted": True,
-    }
-
-
-def test_what_is_not_stored_is_not_there(sdk: openai.OpenAI) -> None:
-    response = ask(sdk, store=False)
-    with pytest.raises(openai.NotFoundError):
-        sdk.responses.retrieve(response.id)
-    message, param = refused(sdk, previous_response_id=response.id)
-    assert message.startswith(f"there is no response '{response.id}'") and param == "previous_response_id"
-
-
-def test_a_deleted_response_ends_its_conversation(sdk: openai.OpenAI) -> None:
-    first = ask(sdk)
-    second = ask(sdk, previous_response_id=first.id)
-    third = ask(sdk, previous_response_id=second.id)
-    sdk.responses.delete(first.id)
-    assert sdk.responses.retrieve(third.id).id == third.id
-    assert refused(sdk, previous_response_id=third.id) == (
-        f"a response before {third.id} was deleted: send the conversation as input",
-        "previous_response_id",
-    )
-
-
-def test_nothing_here_runs_in_the_background(sdk: openai.OpenAI) -> None:
-    response = ask(sdk)
-    with pytest.raises(openai.BadRequestError, match="the response is complete: only one in the background"):
-        sdk.responses.cancel(response.id)
-    assert refused(sdk, background=True) == (
-        "nothing is answered in the background: use stream, or wait for the answer; leave it out",
-        "background",
-    )
-
-
-def test_input_items(sdk: openai.OpenAI, http: httpx2.Client) -> None:
-    first = ask(sdk, input=[{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}])
-    second = ask(sdk, input="three", previous_response_id=first.id)
-    items = list(sdk.responses.input_items.list(second.id, order="asc"))
-    assert [(item.type, item.content[0].text) for item in items] == [  # type: ignore[union-attr]
-        *(("message", "one"), ("message", "two")),
-        *(("reasoning", "hm\n"), ("message", "yes"), ("message", "three")),
-    ]
-    assert [part.type for item in items for part in item.content][:2] == ["input_text", "output_text"]  # type: ignore[union-attr]
-    assert len({item.id for item in items}) == 5
-    paged = list(sdk.responses.input_items.list(second.id, limit=2))  # the client asks for page after page
-    assert [item.id for item in paged] == [item.id for item in reversed(items)]
-    page = http.get(f"/v1/responses/{second.id}/input_items?limit=2&order=asc&after={items[1].id}").json()
-    assert [item["id"] for item in page["data"]] == [items[2].id, items[3].id]
-    assert (page["first_id"], page["last_id"], page["has_more"]) == (items[2].id, items[3].id, True)
-    assert ItemList.model_validate(page).model_dump(mode="json", exclude_unset=True) == page
-    for query, param in (("limit=0", "limit"), ("order=up", "order"), ("after=x", "after"), ("before=x", "before")):
-        answer = http.get(f"/v1/responses/{second.id}/input_items?{query}")
-        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), query
-    assert http.get(f"/v1/responses/{second.id}?stream=true").json()["error"]["param"] == "stream"
-
-
-def test_without_a_store(start: Callable[..., LiveServer], stub: StubEngine) -> None:
-    with start(stub).openai() as sdk:
-        response = ask(sdk)
-        assert response.output_text == "yes" and response.store is False
-        message, param = refused(sdk, store=True)
-        assert param == "store" and "start the server with --response-store" in message
-        assert refused(sdk, previous_response_id=response.id) == (
-            f"there is no response '{response.id}': nothing is stored here",
-            "previous_response_id",
-        )
-        with pytest.raises(openai.NotFoundError, match="nothing is stored here"):
-            sdk.responses.retrieve(response.id)
-
-
-def test_each_key_has_responses_of_its_own(start: Callable[..., LiveServer], stub: StubEngine, tmp_path: Path) -> None:
-    server = start(stub, response_store=tmp_path, api_keys=KEYS)
-    with server.openai(api_key=KEYS[0]) as alice, server.openai(api_key=KEYS[1]) as bob:
-        response = ask(alice)
-        assert alice.responses.retrieve(response.id).id == response.id
-        for attempt in (bob.responses.retrieve, bob.responses.delete, bob.responses.input_items.list):
-            with pytest.raises(openai.NotFoundError):
-                attempt(response.id)
-        assert refused(bob, previous_response_id=response.id)[1] == "previous_response_id"
-        assert ask(alice, previous_response_id=response.id).output_text == "yes"
-    assert not any(key.encode() in (tmp_path / FILE_NAME).read_bytes() for key in KEYS)
-
-
-def test_a_conversation_outlives_the_server(start: Callable[..., LiveServer], tiny_chat: Chat, tmp_path: Path) -> None:
-    """With keys that are given otherwise, plain and hashed: it is the key that counts."""
-    from openbook.server.auth import hash_key
-
-    before = start(StubEngine(tiny_chat), response_store=tmp_path, api_keys=KEYS)
-    with before.openai(api_key=KEYS[1]) as sdk:
-        response = ask(sdk)
-    before.stop()
-    after = start(StubEngine(tiny_chat), response_store=tmp_path, api_keys=(hash_key(KEYS[1]),))
-    with after.openai(api_key=KEYS[1]) as sdk:
-        assert ask(sdk, previous_response_id=response.id).previous_response_id == response.id
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_full_disk_harms_only_what_is_to_be_stored(
-    server: LiveServer, sdk: openai.OpenAI, stub: StubEngine, stream: bool
-) -> None:
-    kept = ask(sdk)
-    store = server.app.state.openbook.responses
-    connection = store._open()
-    (pages,) = connection.execute("PRAGMA page_count").fetchone()
-    connection.execute(f"PRAGMA max_page_count = {pages}")
-    metadata = {f"{number}": "x" * 512 for number in range(16)}  # more than the pages that are there have room for
-    num_asked = len(stub.requests)
-    if stream:
-        last = list(ask(sdk, stream=True, metadata=metadata))[-1]
-        assert last.type == "response.failed" and "the disk is full; send store: false" in last.response.error.message
-    else:
-        with pytest.raises(
-            openai.InternalServerError, match="the response cannot be stored: the disk is full"
-        ) as caught:
-            ask(sdk, metadata=metadata)
-        assert (caught.value.status_code, caught.value.code, caught.value.param) == (507, "store_failed", "store")
-    assert ask(sdk, metadata=metadata, store=False).output_text == "yes"
-    chat = sdk.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "hello"}])
-    assert chat.choices[0].message.content == "yes"
-    assert sdk.responses.retrieve(kept.id).id == kept.id
-    assert len(stub.requests) == num_asked + 3
-    connection.execute("PRAGMA max_page_count = 1000000")
-    assert ask(sdk, metadata=metadata, previous_response_id=kept.id).output_text == "yes"
-
-
-def test_a_store_that_cannot_be_written_is_found_out_before_anything_is_computed(
-    start: Callable[..., LiveServer], stub: StubEngine, tmp_path: Path
-) -> None:
-    (tmp_path / "file").write_text("")
-    with start(stub, response_store=tmp_path / "file" / "store").openai() as sdk:
-        with pytest.raises(openai.InternalServerError, match="cannot be stored: Not a directory") as caught:
-            ask(sdk)
-        assert caught.value.status_code == 507 and not stub.requests
-        with pytest.raises(openai.InternalServerError, match="stored responses cannot be read now") as caught:
-            ask(sdk, store=False, previous_response_id="resp_1")
-        assert caught.value.status_code == 503 and str(tmp_path) not in caught.value.message
-        assert ask(sdk, store=False).output_text == "yes"
-
-
-def test_many_at_once_are_all_stored(server: LiveServer) -> None:
-    async def go() -> None:
-        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as sdk:
-
-            async def talk(number: int) -> list[str]:
-                previous, ids = None, []
-                for turn in range(3):
-                    response = await sdk.responses.create(
-                        model="tiny", input=f"{number} {turn}", previous_response_id=previous
-                    )
-                    previous = response.id
-                    ids.append(previous)
-                return ids
-
-            for number, ids in enumerate(await asyncio.gather(*(talk(number) for number in range(20)))):
-                page = await sdk.responses.input_items.list(ids[-1], order="asc")
-                texts = [item.content[0].text for item in page.data if getattr(item, "role", "") == "user"]  # type: ignore
-                assert texts == [f"{number} {turn}" for turn in range(3)]
-
-    asyncio.run(go())
-
-
-# What is refused
-
-
-@pytest.mark.parametrize(
-    ("options", "param", "text"),
-    [
-        ({"tools": [{"type": "web_search"}]}, "tools[0]", "the tool 'web_search' runs on OpenAI's servers"),
-        ({"tools": [{"type": "mcp", "server_label": "x"}]}, "tools[0]", "the tool 'mcp' runs on OpenAI's servers"),
-        ({"tool_choice": {"type": "file_search"}}, "tool_choice.type", "expected one of 'function', 'allowed_tools'"),
-        ({"tool_choice": "required"}, "tool_choice", "tool_choice asks for a call and there are no tools"),
-        ({"truncation": "auto"}, "truncation", "nothing is cut off a conversation: what is too long is refused"),
-        ({"conversation": "conv_1"}, "conversation", "use previous_response_id"),
-        ({"prompt": {"id": "pmpt_1"}}, "prompt", "send the text as input and instructions"),
-        ({"max_tool_calls": 3}, "max_tool_calls", "it limits tools that a server runs"),
-        ({"context_management": [{"type": "compaction"}]}, "context_management", "nothing is cut off"),
-        ({"reasoning": {"summary": "detailed"}}, "reasoning.summary", "nothing sums up the thinking here"),
-        ({"include": ["web_search_call.results"]}, "include[0]", "message.output_text.logprobs"),
-        ({"top_logprobs": 2}, "top_logprobs", "top_logprobs is given without message.output_text.logprobs in include"),
-        ({"extra_body": {"n": 2}}, "n", "a response has one answer"),
-        ({"extra_body": {"max_tokens": 2}}, "max_tokens", "unknown parameter max_tokens"),
-        ({"extra_body": {"response_format": {"type": "text"}}}, "response_format", "given in text.format"),
-        ({"stream_options": {"include_obfuscation": False}}, "stream_options", "set stream to true"),
-        ({"text": {"verbosity": "low"}}, "text.verbosity", "say in a message how long to be"),
-        ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema", "is missing"),
-        ({"metadata": {"a": "b" * 513}}, "metadata.a", "at most 512 characters"),
-        ({"temperature": -1}, "temperature", "greater than or equal to 0"),
-        ({"max_output_tokens": 0}, "max_output_tokens", "greater than or equal to 1"),
-        ({"input": []}, "input", "at least 1 item"),
-        ({"input": ""}, "input", "at least 1 character"),
-        ({"input": [{"type": "web_search_call", "id": "x"}]}, "input[0].type", "is 'web_search_call': expected one of"),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type", "is 'item_reference': expected one of"),
-        ({"input": [{"role": "tool", "content": "x"}]}, "input[0].role", "'assistant', 'system' or 'developer'"),
-        ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "input[0].content[0].type", "input_file"),
-        ({"input": [{"role": "user", "content": "x", "nme": "y"}]}, "input[0].nme", "unknown parameter input[0].nme"),
-        (
-            {"input": [{"role": "user", "content": [{**IMAGE, "image_url": "https://example.org/x.png"}]}]},
-            "input[0].content[0].image_url",
-            "nothing is fetched for a request",
-        ),
-        ({"input": [{"role": "user", "content": [IMAGE]}]}, "input", "image"),
-        ({"input": [{"role": "system", "content": [IMAGE]}]}, "input", "a message that is not the user's"),
-        (
-            {"input": [{"type": "function_call_output", "call_id": "c", "output": "3"}]},
-            "input",
-            "an output belongs to the call 'c', and there is no such call before it",
-        ),
-        (
-            {"input": [{"type": "reasoning", "summary": [], "encrypted_content": "x"}]},
-            "input[0].encrypted_content",
-            "thinking is not encrypted here",
-        ),
-        ({"input": "a" * CONTEXT}, "input", "the prompt has"),
-        ({"input": "a" * 65 * CONTEXT}, "input", "characters"),
-        (
-            {"text": {"format": {"type": "json_object"}}, "extra_body": {"guided_regex": "a"}},
-            "text.format",
-            "text.format and guided_regex give more than one form",
-        ),
-    ],
-)  # fmt: skip
-def test_what_is_refused(sdk: openai.OpenAI, stub: StubEngine, options: Any, param: str, text: str) -> None:
-    message, named = refused(sdk, **options)
-    assert named == param, message
-    assert text in message and "\n" not in message
-    assert not stub.requests
-
-
-def test_a_form_does_not_go_with_tools(tools_sdk: openai.OpenAI) -> None:
-    message, param = refused(tools_sdk, tools=[ADD], text={"format": {"type": "json_object"}})
-    assert param == "text.format" and "while tools may be called" in message
-
-
-def test_tools_that_the_template_does_not_take(sdk: openai.OpenAI) -> None:
-    assert refused(sdk, tools=[ADD])[1] == "tools"
-
-
-def test_a_base_model_holds_no_conversation(start: Callable[..., LiveServer], stub: StubEngine) -> None:
-    with start(stub, is_base=True).openai() as sdk:
-        message, param = refused(sdk)
-        assert param == "model" and "use /v1/completions" in message
-
-
-def test_the_content_type(http: httpx2.Client) -> None:
-    answer = http.post("/v1/responses", content=b"{}", headers={"content-type": "text/plain"})
-    assert answer.status_code == 415
