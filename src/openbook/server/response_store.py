@@ -23,6 +23,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from openbook.core.errors import UserError
+
 FILE_NAME = "responses.sqlite3"
 _VERSION = 1
 _BUSY_S = 5.0  # to wait for another server that writes into the same file
@@ -67,8 +69,17 @@ T = TypeVar("T")
 
 
 def default_folder() -> Path:
-    """Where responses are kept if nothing else is said: the user's folder for what programs remember (XDG)."""
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    """Where responses are kept if nothing else is said: the user's folder for what programs remember (XDG).
+
+    Raises:
+        UserError: the user has no home.
+    """
+    try:
+        state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    except RuntimeError as error:
+        raise UserError(
+            "there is no home folder to keep responses in: give --response-store a folder, or off to keep none"
+        ) from error
     return Path(state) / "openbook" / "responses"
 
 
