@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from openbook.core.errors import UserError
 from openbook.server.response_store import FILE_NAME, ResponseStore, StoreError, Turn, default_folder
 
 DAY_S = 86_400.0
@@ -296,3 +297,10 @@ def test_the_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.setenv("HOME", "/home/somebody")
     assert default_folder() == Path("/home/somebody/.local/state/openbook/responses")
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(UserError, match="there is no home folder to keep responses in: give --response-store a folder"):
+        default_folder()
