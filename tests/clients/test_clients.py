@@ -40,9 +40,9 @@ metric_list:
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """Of a server."""
-    with serving(["serve", "nano"]) as (port, _):
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of a server that keeps responses in a folder of the tests."""
+    with serving(["serve", "nano", "--response-store", str(tmp_path_factory.mktemp("responses"))]) as (port, _):
         yield f"http://127.0.0.1:{port}"
 
 
@@ -105,8 +105,8 @@ def test_schemathesis(address: str, tmp_path: Path) -> None:
     """Requests made from the description of the API, right and wrong ones: never a 5xx."""
     printed = run(
         *("schemathesis.cli", "run", f"{address}/openapi.json", "--checks", "not_a_server_error", "--seed", "1"),
-        *("--max-examples", "40", "--phases", "examples,coverage,fuzzing", "--request-timeout", "30"),
+        *("--max-examples", "10", "--phases", "examples,coverage,fuzzing", "--request-timeout", "30"),
         folder=tmp_path,
     )
     found = re.search(r"(\d+) generated", printed)
-    assert found and int(found[1]) > 500, printed[-3000:]
+    assert found and int(found[1]) > 300, printed[-3000:]
