@@ -22,6 +22,7 @@ from openbook.engine.events import SequenceEvent
 from openbook.engine.request import Request, SamplingParams
 from openbook.engine.start import LoadOptions, start_engine
 from openbook.engine.wire import Cancel, Events, Launch, Submit, decode_from_worker, encode
+from openbook.server import ray_replicas
 from openbook.server.ray_replicas import EngineReplica, RayEngine, RayLink, largest_share, start_ray_engines
 
 SETTINGS = EngineSettings(cache_bytes=64 << 20)
@@ -224,7 +225,7 @@ def request(name: str, params: SamplingParams = LONG) -> Request:
 
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore")  # Ray's own
-def test_replicas_on_a_cluster_of_two_nodes(cluster: Any) -> None:
+def test_replicas_on_a_cluster_of_two_nodes(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from ray import serve
 
     (second_node,) = cluster.worker_nodes
@@ -286,8 +287,13 @@ def test_replicas_on_a_cluster_of_two_nodes(cluster: Any) -> None:
             await collect(engine, request("late"))
 
     asyncio.run(asyncio.wait_for(work(), 240))
-    with pytest.raises(UserError, match=r"3 replicas need 3 cores and the Ray cluster at .* has 2: ask for fewer"):
-        start_ray_engines("nano", LoadOptions(), SETTINGS, 3, cluster.address)
+    with pytest.raises(UserError, match=r"9 replicas need 9 cores and the Ray cluster at .* has \d: ask for fewer"):
+        start_ray_engines("nano", LoadOptions(), SETTINGS, 9, cluster.address)
+    monkeypatch.setattr(ray_replicas, "_PLACE_S", 3.0)
+    monkeypatch.setattr(ray_replicas, "_cores_each", lambda num_replicas, address: 2)  # as if nodes had left
+    with pytest.raises(UserError, match=r"1 of 1 replicas of 2 cores found no place on the cluster.*: ask for fewer"):
+        start_ray_engines("nano", LoadOptions(), SETTINGS, 1, cluster.address)
+    monkeypatch.undo()
     with pytest.raises(UserError, match="one block of 16 tokens takes"):
         start_ray_engines("nano", LoadOptions(), EngineSettings(cache_bytes=1), 1, cluster.address)
     assert serve.status().applications == {}

@@ -47,6 +47,8 @@ _DEPLOYMENT = "engine"
 _MANY = 1_000_000  # calls at a time: the engine itself says when it is full
 _HEALTH_PERIOD_S = 2.0  # after which Serve notices that a replica has ended
 _SHUTDOWN_S = 2.0  # for what is left of its calls when it is deleted; answers have ended by then
+_POLL_S = 0.2
+_PLACE_S = 300.0  # for replicas to find room, on nodes that may have to be started
 _DELETE_S = 30.0  # for Serve to end a replica
 _CONNECT_S = 10.0  # for a cluster to answer
 _PULSE_S = 5.0  # between signs of life of the server
@@ -275,8 +277,10 @@ def start_ray_engines(
             [
                 serve.RunTarget(deployment.bind(message, one, _PATIENCE_S), name=one, route_prefix=None)
                 for one in applications
-            ]
+            ],
+            wait_for_applications_running=False,
         )
+        _wait_placed(applications, num_cores)
         starting = [handle.start.remote() for handle in handles]
         for number, (application, handle, start) in enumerate(zip(applications, handles, starting, strict=True), 1):
             link = RayLink(handle, start.result())
@@ -288,6 +292,29 @@ def start_ray_engines(
         for application in applications:
             _delete(application)
         raise
+
+
+def _wait_placed(applications: Sequence[str], num_cores: int) -> None:
+    """Wait until every replica has its place; the model is loaded later.
+
+    Raises:
+        UserError: one fails, or there is no room for it.
+    """
+    from ray import serve
+
+    end_s = time.monotonic() + _PLACE_S
+    while True:
+        known = serve.status().applications
+        waiting = [known[one] for one in applications if known[one].status != "RUNNING"]
+        if not waiting:
+            return
+        if any(one.status in ("DEPLOY_FAILED", "UNHEALTHY") for one in waiting) or time.monotonic() > end_s:
+            said = " ".join(" ".join(one.message for one in waiting).split())[-300:]
+            raise UserError(
+                f"{len(waiting)} of {len(applications)} replicas of {num_cores} cores found no place on the cluster"
+                f"{f' ({said})' if said else ''}: ask for fewer with --workers, or add nodes"
+            )
+        time.sleep(_POLL_S)
 
 
 def _absolute(model: str) -> str:
