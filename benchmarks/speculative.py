@@ -13,7 +13,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from quantised_files import gguf_file
 from openbook.checkpoint.locate import locate
 from openbook.checkpoint.model_source import ModelSource, open_model
 from openbook.engine.draft_model import ModelDrafter
-from openbook.engine.drafting import NgramDrafter
+from openbook.engine.drafting import NgramDrafter, StepCost
 from openbook.engine.engine import Drafter, Engine, EngineSettings
 from openbook.engine.native_load import load_native
 from openbook.engine.native_runner import NativeRunner
@@ -52,7 +52,6 @@ class Case:
     runner: NativeRunner
     questions: list[str]
     draft: NativeRunner | None = None
-    cost: float = 0.0
 
 
 class Timed:
@@ -61,10 +60,10 @@ class Timed:
     def __init__(self, drafter: Drafter) -> None:
         self._drafter, self.seconds = drafter, 0.0
 
-    def propose(self, sequences: Iterable[Sequence], overhead: float) -> None:
+    def propose(self, sequences: Tokens[Sequence], cost: StepCost) -> None:
         """See `Drafter.propose`."""
         began_s = time.perf_counter()
-        self._drafter.propose(sequences, overhead)
+        self._drafter.propose(sequences, cost)
         self.seconds += time.perf_counter() - began_s
 
     def forget(self, sequence: Sequence) -> None:
@@ -88,7 +87,6 @@ def make_drafter(case: Case, num_draft_tokens: int) -> Timed:
             case.runner.vocab_size,
             num_draft_tokens=num_draft_tokens,
             num_blocks=1000,
-            cost=case.cost,
         )
     )
 
@@ -145,10 +143,7 @@ def case(kind: str, folder: Path) -> Case:
         return Case(f"n-grams, 135M Q8_0, a {kind}", small, load_native(small), [COPY if kind == "copy" else LIST])
     large, draft = gguf_file(folder, "135M", "BF16"), gguf_file(folder, "135M", "Q4_0")
     source = open_model(large)
-    cost = draft.stat().st_size / large.stat().st_size
-    return Case(
-        "Q4_0 for BF16, 135M, a story", source, load_native(source), [STORY], load_native(open_model(draft)), cost
-    )
+    return Case("Q4_0 for BF16, 135M, a story", source, load_native(source), [STORY], load_native(open_model(draft)))
 
 
 def main() -> None:

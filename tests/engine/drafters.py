@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from engine_setup import make_engine, run
 
+from openbook.engine.drafting import StepCost
 from openbook.engine.engine import Drafter, Engine
 from openbook.engine.events import SequenceEvent, TokenLogprob
 from openbook.engine.request import Request, SamplingParams
@@ -30,14 +30,27 @@ WAYS = {
 }
 
 
+class FixedCost(StepCost):
+    """Steps of which each token takes `token_s` seconds, and the rest as long as `overhead` tokens."""
+
+    overhead = 0.0  # type: ignore[assignment]
+    token_s = 0.0  # type: ignore[assignment]
+
+    def __init__(self, overhead: float, token_s: float = 1.0) -> None:
+        self.overhead, self.token_s = overhead, token_s  # type: ignore[misc]
+
+
+ANY_PRICE = FixedCost(1e9)  # steps cost the same whatever is in them
+
+
 class Eager:
-    """Lets a drafter guess as if steps cost the same whatever is in them."""
+    """Lets a drafter guess at a price that is given."""
 
-    def __init__(self, drafter: Drafter) -> None:
-        self._drafter = drafter
+    def __init__(self, drafter: Drafter, cost: StepCost = ANY_PRICE) -> None:
+        self._drafter, self._cost = drafter, cost
 
-    def propose(self, sequences: Iterable[Sequence], overhead: float) -> None:
-        self._drafter.propose(sequences, 1e9)
+    def propose(self, sequences: Tokens[Sequence], cost: StepCost) -> None:
+        self._drafter.propose(sequences, self._cost)
 
     def forget(self, sequence: Sequence) -> None:
         self._drafter.forget(sequence)
@@ -50,7 +63,7 @@ class Fallible:
         self._answers, self._chance, self._count, self._vocab_size = answers, chance, count, vocab_size
         self._draw = np.random.default_rng(1)
 
-    def propose(self, sequences: Iterable[Sequence], overhead: float) -> None:
+    def propose(self, sequences: Tokens[Sequence], cost: StepCost) -> None:
         for sequence in sequences:
             coming = self._answers[sequence.request.id, sequence.index][len(sequence.new_ids) :]
             wrong = self._draw.integers(0, self._vocab_size, self._count).tolist()

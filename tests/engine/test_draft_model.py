@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drafters import GREEDY, WAYS, Eager, Said, guessing_engine, is_idle, plain, said, ways
+from drafters import ANY_PRICE, GREEDY, WAYS, Eager, FixedCost, Said, guessing_engine, is_idle, plain, said, ways
 from engine_setup import make_engine, run, runner_of, tokens
 from numpy.typing import NDArray
 
@@ -66,7 +67,10 @@ def runner(folder: Path) -> NativeRunner:
 
 
 def drafter(draft: PagedRunner, **changes: object) -> ModelDrafter:
-    return ModelDrafter(draft, 274, **{"num_draft_tokens": 5, "num_blocks": 200, **changes})  # type: ignore[arg-type]
+    """One that takes its guesses to cost nothing."""
+    made = ModelDrafter(draft, 274, **{"num_draft_tokens": 5, "num_blocks": 200, **changes})  # type: ignore[arg-type]
+    made._guess_s = 0.0
+    return made
 
 
 def holds_nothing(one: ModelDrafter) -> bool:
@@ -249,9 +253,9 @@ def test_who_is_not_asked_for_makes_room(tiny_folder: Path) -> None:
     )
     for sequence in (first, second):
         sequence.append(3)
-    mine.propose([first, second], 1e9)
+    mine.propose([first, second], ANY_PRICE)
     assert [len(first.draft_ids), len(second.draft_ids)] == [5, 0]
-    mine.propose([second], 1e9)
+    mine.propose([second], ANY_PRICE)
     assert len(second.draft_ids) == 5
     for sequence in (first, second):
         mine.forget(sequence)
@@ -261,22 +265,39 @@ def test_who_is_not_asked_for_makes_room(tiny_folder: Path) -> None:
 def test_a_draft_model_that_is_mostly_wrong_rests(tiny_folder: Path, other_folder: Path) -> None:
     asked = [Request(prompt_ids=[5, 6], params=replace(GREEDY, max_tokens=150), id="a")]
     wrong, right = (
-        guessing_engine(tiny_folder, _AtOverhead(drafter(runner(folder), cost=0.1), 2.0))
+        guessing_engine(tiny_folder, Eager(drafter(runner(folder)), FixedCost(2.0)))
         for folder in (other_folder, tiny_folder)
     )
     run(wrong, asked)
     run(right, asked)
     assert 0 < wrong.stats().num_draft_tokens < 20
     assert right.stats().num_steps < 150 / 4
-    # It costs as much as it saves at most: nothing is guessed.
-    dear = guessing_engine(tiny_folder, _AtOverhead(drafter(runner(tiny_folder), cost=1.0), 2.0))
-    run(dear, asked)
-    assert dear.stats().num_draft_tokens == 0
+
+
+def test_a_draft_model_that_takes_too_long_rests(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = drafter(runner(tiny_folder))
+    mine._guess_s = None
+    forward = mine._cache.forward
+
+    def slow(step: PagedStep) -> NDArray[np.float32]:
+        time.sleep(0.01)
+        return forward(step)
+
+    monkeypatch.setattr(mine._cache, "forward", slow)
+    # A guess takes as long as 20 tokens, and no step takes longer than 3 beside its tokens.
+    engine = guessing_engine(tiny_folder, Eager(mine, FixedCost(3.0, 0.0005)))
+    run(engine, [Request(prompt_ids=[5, 6], params=replace(GREEDY, max_tokens=100), id="a")])
+    stats = engine.stats()
+    assert 0 < stats.num_accepted_tokens == stats.num_draft_tokens < 10
+    # For a model whose steps take that long it is worth it.
+    engine = guessing_engine(tiny_folder, Eager(mine, FixedCost(3.0, 0.1)))
+    run(engine, [Request(prompt_ids=[5, 6], params=replace(GREEDY, max_tokens=100), id="a")])
+    assert engine.stats().num_accepted_tokens > 50
 
 
 def test_what_rests_is_tried_again(tiny_folder: Path) -> None:
-    mine = drafter(runner(tiny_folder), cost=0.1)
-    engine = guessing_engine(tiny_folder, _AtOverhead(mine, 2.0))
+    mine = drafter(runner(tiny_folder))
+    engine = guessing_engine(tiny_folder, Eager(mine, FixedCost(0.5)))
     engine.add(engine.prepare(Request(prompt_ids=[5, 6], params=replace(GREEDY, max_tokens=150), id="a")))
     engine.step()
     engine.step()
@@ -284,16 +305,7 @@ def test_what_rests_is_tried_again(tiny_folder: Path) -> None:
     reading.rate.value = 0.0
     lengths = [len(event.token_ids) for _ in range(150) for event in engine.step()]
     assert lengths[:15] == [1] * 15
-    assert max(lengths) > 4
-
-
-class _AtOverhead(Eager):
-    def __init__(self, inner: Drafter, overhead: float) -> None:
-        super().__init__(inner)
-        self._overhead = overhead
-
-    def propose(self, sequences, overhead: float) -> None:  # type: ignore[no-untyped-def]
-        self._drafter.propose(sequences, self._overhead)
+    assert max(lengths) > 2
 
 
 def test_damaged_weights_of_the_draft_cost_no_answer(
@@ -375,12 +387,11 @@ def test_an_engine_is_started_with_a_draft_model(tiny_folder: Path, other_folder
         assert {key: said(events) for key, events in found.items()} == plain(tiny_folder, asked)
         assert engine.stats().num_draft_tokens > 0
     assert isinstance(mine := engine._drafter._drafter, ModelDrafter)
-    # Both caches are as long, together within what was given, and the cost is that of the smaller files.
+    # Both caches are as long, and together within what was given.
     own, draft = runner_of(engine).block_bytes, runner(other_folder).block_bytes
     num_blocks = (1 << 20) // (own + draft)
     assert engine.stats().num_blocks == num_blocks
     assert mine._blocks.num_blocks == num_blocks
-    assert 0 < mine._cost < 1
     plain_engine = start_engine(str(tiny_folder), LoadOptions(), EngineSettings(cache_bytes=1 << 20)).engine.engine
     assert plain_engine._drafter is None
 

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from collections.abc import Sequence as Tokens
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from drafters import GREEDY, WAYS, Eager, Fallible, Said, guessing_engine, is_idle, plain, said, ways
+from drafters import (
+    ANY_PRICE,
+    GREEDY,
+    WAYS,
+    Eager,
+    Fallible,
+    FixedCost,
+    Said,
+    guessing_engine,
+    is_idle,
+    plain,
+    said,
+    ways,
+)
 from engine_setup import make_engine, run, tokens
 
 from openbook.checkpoint.locate import locate
@@ -117,7 +131,7 @@ class Always:
     def __init__(self) -> None:
         self.asked: list[Sequence] = []
 
-    def propose(self, sequences: Iterable[Sequence], overhead: float) -> None:
+    def propose(self, sequences: Tokens[Sequence], cost: StepCost) -> None:
         for sequence in sequences:
             self.asked.append(sequence)
             sequence.draft_ids = [5] * 500
@@ -175,10 +189,10 @@ def test_rejected_guesses_are_not_taken_for_a_prefix(tiny_folder: Path) -> None:
 
 def test_a_drafter_that_fails_costs_no_answer(tiny_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     class Failing(Always):
-        def propose(self, sequences: Iterable[Sequence], overhead: float) -> None:
+        def propose(self, sequences: Tokens[Sequence], cost: StepCost) -> None:
             if len(self.asked) > 9:
                 raise RuntimeError("out of luck")
-            super().propose(sequences, overhead)
+            super().propose(sequences, cost)
 
     asked = ways(6)
     engine = guessing_engine(tiny_folder, Failing())
@@ -250,8 +264,8 @@ def test_drafts_take_no_blocks_from_others(tiny_folder: Path) -> None:
     assert not plan.preempted
 
 
-def propose(drafter: NgramDrafter, sequence: Sequence, overhead: float = 1e9) -> list[int]:
-    drafter.propose([sequence], overhead)
+def propose(drafter: NgramDrafter, sequence: Sequence, cost: StepCost = ANY_PRICE) -> list[int]:
+    drafter.propose([sequence], cost)
     return sequence.draft_ids
 
 
@@ -309,7 +323,7 @@ def test_wrong_guesses_become_few_and_right_ones_many(tiny_folder: Path) -> None
     def num_guessed(ids: Iterable[int]) -> int:
         guessed = 0
         for token_id in ids:
-            guessed += len(propose(drafter, sequence, overhead=2.0))
+            guessed += len(propose(drafter, sequence, FixedCost(2.0)))
             sequence.append(token_id)
         return guessed
 
@@ -354,14 +368,16 @@ def test_the_hit_rate_follows_what_happens() -> None:
 def test_the_cost_of_a_step_is_learnt_from_its_times() -> None:
     draw = np.random.default_rng(4)
     cost = StepCost()
-    assert cost.overhead == 2.0
+    assert (cost.overhead, cost.token_s) == (2.0, 0.0)
     cost.note(1, 5.0)
     cost.note(1, 0.006)
     assert cost.overhead == 2.0, "steps of one size do not tell"
+    assert cost.token_s == pytest.approx((5.0 + 0.006) / 2 / 3)
     for num_tokens in draw.integers(1, 9, 400).tolist():
         seconds = 0.006 + 0.001 * num_tokens
         cost.note(num_tokens, seconds * draw.uniform(0.9, 1.1) * (40 if draw.random() < 0.02 else 1))
     assert 3 < cost.overhead < 12
+    assert 0.0007 < cost.token_s < 0.0015
     for num_tokens in draw.integers(1, 9, 400).tolist():
         cost.note(num_tokens, 0.01 + 1e-9 * draw.random())
     assert cost.overhead > 500, "as on a machine that computes eight as fast as one"

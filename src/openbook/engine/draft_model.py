@@ -7,7 +7,8 @@ has no room, gets no guesses and loses nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,15 +16,20 @@ from numpy.typing import NDArray
 
 from openbook.core.errors import UserError
 from openbook.engine.block_manager import BlockManager
-from openbook.engine.drafting import HitRate
+from openbook.engine.drafting import HitRate, StepCost
 from openbook.engine.paged import BLOCK_TOKENS, PagedRunner, PagedStep
 from openbook.engine.sampler import penalise, sample_one
 from openbook.engine.sequence import Sequence
 
-# How right guesses are taken to be before there are any; a rate that nothing has been learnt about for a while comes
-# back to it, a little in each step, so that guesses that were not worth it are tried again.
+# How right guesses are taken to be before there are any, and what one costs: this share of a step of the other model.
+# In each step without guesses, what was learnt comes a little nearer to these, so that those that were not worth it are
+# tried again.
 _START_RATE = 0.8
+_START_COST = 0.25
 _FADING = 1 / 64
+# How much one step changes what a guess costs, and how many times the usual it may seem to: see `StepCost`.
+_STEP_WEIGHT = 1 / 8
+_LONGEST_GUESS = 3.0
 
 
 @dataclass(eq=False)
@@ -54,7 +60,6 @@ class ModelDrafter:
         num_draft_tokens: most guesses at a time.
         num_blocks: of the draft model's cache.
         max_step_tokens: most tokens that it reads in one step.
-        cost: what a step of the draft model costs, as a share of one of the other model.
 
     Raises:
         UserError: the cache is too small for a single block.
@@ -68,46 +73,67 @@ class ModelDrafter:
         num_draft_tokens: int,
         num_blocks: int,
         max_step_tokens: int = 256,
-        cost: float = 0.0,
     ) -> None:
         if num_blocks < 1:
             raise UserError(
                 f"the cache leaves no block of {runner.block_bytes:,} bytes to the draft model: give it more memory"
             )
-        self._runner, self._vocab_size, self._cost = runner, vocab_size, cost
+        self._runner, self._vocab_size = runner, vocab_size
         self._most, self._max_step_tokens = num_draft_tokens, max_step_tokens
         self._cache = runner.paged_cache(num_blocks)
         self._blocks = BlockManager(num_blocks)
         self._readings: dict[Sequence, _Reading] = {}
         self._rate = HitRate(_START_RATE)  # of all sequences; a new one starts with it
+        self._guess_s: float | None = None  # seconds of one guess
 
-    def propose(self, sequences: Iterable[Sequence], overhead: float) -> None:
+    def propose(self, sequences: Tokens[Sequence], cost: StepCost) -> None:
         """See `Drafter.propose`."""
-        _fade(self._rate)
+        began_s = time.perf_counter()
+        overhead = cost.overhead / len(sequences)
+        guess_cost = 1.0 + self._cost(overhead, cost.token_s)  # of making it, and of checking it
         wanted = []
         for sequence in sequences:
             reading = self._readings.get(sequence)
             if reading is None:
                 reading = self._readings[sequence] = _Reading(sequence, HitRate(self._rate.value))
             self._settle(reading)
-            # A guess takes a token of a step of this model beside the one of the other that checks it.
             room = self._runner.max_model_len - sequence.num_tokens + 1
             most = min(self._most, sequence.max_drafts, room)
-            cost = 1.0 + self._cost * (1.0 + overhead)
-            reading.count = reading.rate.num_worthwhile(most, overhead, cost)
+            reading.count = reading.rate.num_worthwhile(most, overhead, guess_cost)
             if reading.count:
                 wanted.append(reading)
             else:
                 _fade(reading.rate)
         chosen = set(wanted)
         idle = [reading for reading in self._readings.values() if reading not in chosen]
-        self._guess(self._read([reading for reading in wanted if self._reserve(reading, idle)]))
+        parts = self._next_parts([reading for reading in wanted if self._reserve(reading, idle)])
+        num_guesses = self._guess(self._read(parts))
+        if num_guesses == 0:
+            self._fade()
+        elif all(len(ids) <= 2 for _, ids in parts):  # nothing was caught up on
+            self._learn((time.perf_counter() - began_s) / num_guesses)
 
     def forget(self, sequence: Sequence) -> None:
         """See `Drafter.forget`."""
         reading = self._readings.pop(sequence, None)
         if reading is not None:
             self._release(reading)
+
+    def _cost(self, overhead: float, token_s: float) -> float:
+        """Of making a guess, in tokens of a step of the other model."""
+        if self._guess_s is None or token_s == 0:
+            return _START_COST * (1.0 + overhead)
+        return self._guess_s / token_s
+
+    def _learn(self, guess_s: float) -> None:
+        if self._guess_s is None:
+            self._guess_s = guess_s
+        self._guess_s += (min(guess_s, _LONGEST_GUESS * self._guess_s) - self._guess_s) * _STEP_WEIGHT
+
+    def _fade(self) -> None:
+        _fade(self._rate)
+        if self._guess_s is not None:
+            self._guess_s *= 1 - _FADING
 
     def _settle(self, reading: _Reading) -> None:
         """See which guesses were right, and take back what was computed of the others."""
@@ -147,8 +173,8 @@ class ModelDrafter:
             reading.blocks.append(block)
         return True
 
-    def _read(self, readings: list[_Reading]) -> list[tuple[_Reading, NDArray[np.float32]]]:
-        """Read on in each sequence, the shortest rest first; those at their end, with the logits there."""
+    def _next_parts(self, readings: list[_Reading]) -> list[tuple[_Reading, list[int]]]:
+        """What to read now of each sequence, the shortest rest first."""
         budget = self._max_step_tokens
         parts = []
         for reading in sorted(readings, key=lambda one: one.num_missing):
@@ -157,13 +183,17 @@ class ModelDrafter:
                 start = reading.num_computed
                 parts.append((reading, reading.sequence.token_ids[start : start + count]))
                 budget -= count
+        return parts
+
+    def _read(self, parts: list[tuple[_Reading, list[int]]]) -> list[tuple[_Reading, NDArray[np.float32]]]:
+        """Read; those that are at their end then, with the logits there."""
         rows = self._forward(parts)
         for reading, _ in parts:
             self._remember(reading)
         return [(one, row) for (one, _), row in zip(parts, rows, strict=True) if one.num_missing == 0]
 
-    def _guess(self, active: list[tuple[_Reading, NDArray[np.float32]]]) -> None:
-        """Guess on from those logits, one token of every sequence at a time."""
+    def _guess(self, active: list[tuple[_Reading, NDArray[np.float32]]]) -> int:
+        """Guess on from those logits, one token of every sequence at a time; how many tokens that gave."""
         done = [reading for reading, _ in active]
         for reading in done:
             reading.num_before = reading.sequence.num_tokens
@@ -175,6 +205,7 @@ class ModelDrafter:
             active = list(zip(going, rows, strict=True))
         for reading in done:
             reading.sequence.draft_ids = list(reading.guesses)
+        return sum(len(reading.guesses) for reading in done)
 
     def _forward(self, parts: list[tuple[_Reading, list[int]]]) -> NDArray[np.float32]:
         """The logits after the last token of each part, float32 [parts, V]; the parts are computed then."""

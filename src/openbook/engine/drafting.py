@@ -7,7 +7,6 @@ own text; `draft_model.py` asks a smaller model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from collections.abc import Sequence as Tokens
 
 from openbook.engine.sequence import Sequence
@@ -31,7 +30,7 @@ _MOST_OVERHEAD = 1000.0
 class StepCost:
     """What a step costs: so much in any case (reading the weights above all), and so much for each token.
 
-    A line through the times of the steps, in which old ones count less and less.
+    A line through the times of the steps, seconds = token_s * (overhead + tokens); old ones count less and less.
     """
 
     def __init__(self) -> None:
@@ -60,6 +59,11 @@ class StepCost:
         fixed_s = max(0.0, self._seconds - token_s * self._tokens)
         return fixed_s / token_s if token_s * _MOST_OVERHEAD > fixed_s else _MOST_OVERHEAD
 
+    @property
+    def token_s(self) -> float:
+        """Seconds of one more token; 0 before the first step."""
+        return self._seconds / (self.overhead + self._tokens) if self._num_steps else 0.0
+
 
 class HitRate:
     """The share of guesses that were right lately."""
@@ -67,7 +71,7 @@ class HitRate:
     def __init__(self, value: float = 0.5) -> None:
         self.value = value
 
-    def note(self, guesses: Iterable[int], tokens: Iterable[int]) -> int:
+    def note(self, guesses: Tokens[int], tokens: Tokens[int]) -> int:
         """Compare guesses with what came; how many were right before the first wrong one, as far as there are both."""
         num_right = 0
         for guess, token in zip(guesses, tokens, strict=False):
@@ -86,7 +90,7 @@ class HitRate:
 
         Args:
             most: of them.
-            overhead: see `Drafter.propose`.
+            overhead: what a step costs beside its tokens, in tokens: this sequence's share of it.
             cost: of making and checking a guess, in tokens of a step.
         """
         tokens, total, chance = 1.0, 1.0 + overhead, self.value
@@ -108,8 +112,9 @@ class NgramDrafter:
         self._most = num_draft_tokens
         self._texts: dict[Sequence, _Text] = {}
 
-    def propose(self, sequences: Iterable[Sequence], overhead: float) -> None:
+    def propose(self, sequences: Tokens[Sequence], cost: StepCost) -> None:
         """See `Drafter.propose`."""
+        overhead = cost.overhead / len(sequences)
         for sequence in sequences:
             text = self._texts.get(sequence)
             if text is None:

@@ -78,13 +78,8 @@ class EngineSettings:
 class Drafter(Protocol):
     """Guesses what sequences will say next."""
 
-    def propose(self, sequences: Iterable[Sequence], overhead: float) -> None:
-        """Set the `draft_ids` of sequences of which one token is to be computed.
-
-        Args:
-            overhead: what a step costs beside its tokens, in tokens, a sequence's share: the more, the more guesses
-                are worth checking.
-        """
+    def propose(self, sequences: Tokens[Sequence], cost: StepCost) -> None:
+        """Set the `draft_ids` of sequences of which one token is to be computed, as many as are worth their `cost`."""
 
     def forget(self, sequence: Sequence) -> None:
         """A sequence has ended."""
@@ -242,7 +237,7 @@ class Engine:
         if not ready:
             return
         try:
-            drafter.propose(ready, self._cost.overhead / len(ready))
+            drafter.propose(ready, self._cost)
             for sequence in ready:
                 sequence.draft_ids = sequence.draft_ids[: sequence.chooser.num_allowed(sequence.draft_ids)]
         except Exception:  # whatever a draft model may throw: answers come without it too

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from openbook.checkpoint.locate import locate, model_name
-from openbook.checkpoint.model_files import is_gguf, weight_files
 from openbook.core.errors import UserError
 from openbook.engine.adapters import ServedAdapters
 from openbook.engine.choices import CacheKind, Dtype, Profile
@@ -66,7 +65,7 @@ def start_engine(model: str, options: LoadOptions, settings: EngineSettings) -> 
         raise UserError(f"the model {model} cannot be served: its runner computes whole batches only")
     drafter: Drafter | None = None
     if settings.draft_model is not None:
-        drafter, settings = _load_drafter(settings.draft_model, options, settings, path, runner, tokenizer)
+        drafter, settings = _load_drafter(settings.draft_model, options, settings, runner, tokenizer)
     elif settings.num_draft_tokens:
         drafter = NgramDrafter(settings.num_draft_tokens)
     engine = Engine(runner, SequenceFactory(chat, runner.vocab_size), settings, drafter)
@@ -83,15 +82,14 @@ def start_engine(model: str, options: LoadOptions, settings: EngineSettings) -> 
 
 
 def _load_drafter(
-    draft_model: str, options: LoadOptions, settings: EngineSettings, path: Path, runner: PagedRunner, own: Tokenizer
+    draft_model: str, options: LoadOptions, settings: EngineSettings, runner: PagedRunner, own: Tokenizer
 ) -> tuple[Drafter, EngineSettings]:
-    """A drafter with that model for the one at `path`, and settings that leave room for its cache."""
+    """A drafter with that model for the one of `runner`, and settings that leave room for its cache."""
     from openbook.checkpoint.model_source import open_model
     from openbook.engine.draft_model import ModelDrafter
     from openbook.engine.load import choose_runner
 
-    draft_path = locate(draft_model)
-    source = open_model(draft_path)
+    source = open_model(locate(draft_model))
     require_same_ids(source.tokenizer(), own, f"the draft model {draft_model}")
     draft = choose_runner(source, options.device, options.dtype, options.profile, options.cache)
     if not isinstance(draft, PagedRunner):
@@ -105,11 +103,5 @@ def _load_drafter(
         num_draft_tokens=settings.num_draft_tokens,
         num_blocks=min(num_blocks, settings.max_running * -(-longest // BLOCK_TOKENS)),
         max_step_tokens=settings.max_step_tokens,
-        cost=_weight_bytes(draft_path) / _weight_bytes(path),
     )
     return drafter, replace(settings, cache_bytes=num_blocks * runner.block_bytes)
-
-
-def _weight_bytes(path: Path) -> int:
-    """Bytes of a model's files, which it takes about as long to read as a step takes."""
-    return sum(file.stat().st_size for file in ([path] if is_gguf(path) else weight_files(path)))
