@@ -76,6 +76,8 @@ class LocalEngine:
         prepare = self.engine.prepare
         sequence = await asyncio.to_thread(prepare, request) if is_slow else prepare(request)
         self._require_adapter(request.adapter)
+        if self._is_closing:  # meanwhile
+            raise EngineFullError(self.engine.num_waiting, retry_after_s=self._seconds_a_request())
         queue: asyncio.Queue[SequenceEvent] = asyncio.Queue()
         self._queues[request.id] = queue
         num_running = request.num_samples
