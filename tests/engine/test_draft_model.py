@@ -295,6 +295,32 @@ def test_a_draft_model_that_takes_too_long_rests(tiny_folder: Path, monkeypatch:
     assert engine.stats().num_accepted_tokens > 50
 
 
+@pytest.mark.parametrize("is_slow_when", ["it begins", "it reads"])
+def test_what_is_slow_but_once_does_not_count_for_ever(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, is_slow_when: str
+) -> None:
+    mine = drafter(runner(tiny_folder))
+    mine._guess_s = None
+    forward = mine._cache.forward
+    num_slow = 0
+
+    def slow_at_times(step: PagedStep) -> NDArray[np.float32]:
+        nonlocal num_slow
+        if len(step.token_ids) > 9 if is_slow_when == "it reads" else engine.stats().num_steps < 3:
+            time.sleep(0.2)
+            num_slow += 1
+        return forward(step)
+
+    monkeypatch.setattr(mine._cache, "forward", slow_at_times)
+    engine = guessing_engine(tiny_folder, Eager(mine, FixedCost(3.0, 0.02)))
+    prompt = list(range(20 if is_slow_when == "it reads" else 2))
+    events = run(engine, [Request(prompt_ids=prompt, params=replace(GREEDY, max_tokens=140), id="a")])["a", 0]
+    assert num_slow > 0
+    lengths = [len(event.token_ids) for event in events]
+    assert lengths[3:40] == [1] * 37 if is_slow_when == "it begins" else len(lengths) < 40
+    assert max(lengths[40:], default=2) > 1
+
+
 def test_what_rests_is_tried_again(tiny_folder: Path) -> None:
     mine = drafter(runner(tiny_folder))
     engine = guessing_engine(tiny_folder, Eager(mine, FixedCost(0.5)))

@@ -27,15 +27,18 @@ from drafters import (
 from engine_setup import make_engine, run, tokens
 
 from openbook.checkpoint.locate import locate
+from openbook.checkpoint.model_source import open_model
 from openbook.core.errors import UserError
 from openbook.engine.block_manager import BlockManager
 from openbook.engine.drafting import HitRate, NgramDrafter, StepCost, _Text
-from openbook.engine.engine import EngineSettings
+from openbook.engine.engine import Engine, EngineSettings
 from openbook.engine.model import Model
 from openbook.engine.paged import BLOCK_TOKENS
 from openbook.engine.request import Constraint, Request, SamplingParams
 from openbook.engine.scheduler import Scheduler
 from openbook.engine.sequence import Sequence
+from openbook.engine.sequence_factory import SequenceFactory
+from openbook.engine.torch_runner import load_runner
 
 CROWDING: list[dict[str, object]] = [
     {"max_running": 32},
@@ -80,6 +83,21 @@ def test_looking_up_changes_nothing(
     assert {key: said(events) for key, events in found.items()} == expected
     assert 0 < engine.stats().num_accepted_tokens < engine.stats().num_draft_tokens
     assert not drafter._texts, "something is kept of sequences that have ended"
+
+
+def test_the_torch_runner_checks_guesses_too(tiny_folder: Path, expected: dict[tuple[str, int], Said]) -> None:
+    """In the profile fast; what a token's logits are differs from one shape of a step to another in last bits only."""
+    source = open_model(tiny_folder)
+    runner = load_runner(source, "cpu", "float32")
+    answers = {key: one.token_ids for key, one in expected.items()}
+    settings = EngineSettings(cache_bytes=14 * runner.block_bytes, max_step_tokens=40)
+    factory = SequenceFactory(source.chat(), runner.vocab_size)
+    engine = Engine(runner, factory, settings, Fallible(answers, 0.3, 6, 274))
+    found = run(engine, [one for one in ways(24) if one.params.is_greedy])
+    assert {key: tokens(events) for key, events in found.items()} == {key: answers[key] for key in found}
+    assert len(found) >= 6
+    stats = engine.stats()
+    assert 0 < stats.num_accepted_tokens < stats.num_draft_tokens
 
 
 @pytest.mark.parametrize("way", ["greedy", "sampled", "penalised", "logprobs"])
