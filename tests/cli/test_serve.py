@@ -82,7 +82,10 @@ def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
             "invalid value for '--cache-memory': 'lots' is no size: expected a number of bytes such as 512M or 2GiB; "
             "see `openbook serve --help`",
         ),
-        (["--draft-model", "nano", "--port", "0"], "the draft model nano is given and num_draft_tokens is 0: expected"),
+        (
+            ["--draft-model", "nano", "--draft-tokens", "0", "--port", "0"],
+            "--draft-tokens is 0, and --draft-model is given: leave out one of them",
+        ),
         (["no-such-model", "--port", "0"], "unknown model 'no-such-model': "),
         (["--host", "256.0.0.1", "--api-key", "secret-key"], "cannot listen on 256.0.0.1 port 8000: "),
         (["--profile", "exact", "--device", "cuda", "--port", "0"], "the device cuda was asked for together with the"),

@@ -119,7 +119,9 @@ class Size(click.ParamType[int]):
     "--prefix-cache/--no-prefix-cache", default=True, show_default=True, help="Reuse what prompts have in common."
 )
 @click.option(
-    "--draft-tokens", type=click.IntRange(0), default=0, show_default=True, help="Tokens to guess ahead; 0 for none."
+    "--draft-tokens",
+    type=click.IntRange(0),
+    help="Most tokens to guess ahead; 0 for none.  [default: 4 with --draft-model, else 0]",
 )
 @click.option("--draft-model", metavar="MODEL", help="A small model that guesses.  [default: from the text itself]")
 @click.option("--served-name", "served_names", multiple=True, metavar="NAME", help="What clients call the model.")
@@ -280,7 +282,7 @@ def _start(models: Sequence[str], options: dict[str, Any]) -> list[ServedModel]:
         cache_bytes=options["cache_memory"],
         max_model_len=options["max_model_len"],
         has_prefix_cache=options["prefix_cache"],
-        num_draft_tokens=options["draft_tokens"],
+        num_draft_tokens=_num_draft_tokens(options),
         draft_model=options["draft_model"],
     )
     served = []
@@ -298,6 +300,13 @@ def _start(models: Sequence[str], options: dict[str, Any]) -> list[ServedModel]:
             started = start_engines(model, load, settings, options["workers"])
         served.append(served_model(started, options["served_names"]))
     return served
+
+
+def _num_draft_tokens(options: dict[str, Any]) -> int:
+    given, draft_model = options["draft_tokens"], options["draft_model"]
+    if given == 0 and draft_model is not None:
+        raise click.UsageError("--draft-tokens is 0, and --draft-model is given: leave out one of them")
+    return (4 if draft_model is not None else 0) if given is None else int(given)
 
 
 def _export(context: click.Context, options: dict[str, Any]) -> str:
