@@ -105,7 +105,7 @@ class Size(click.ParamType[int]):
 @click.option(
     "--max-step-tokens",
     type=click.IntRange(1),
-    default=256,
+    default=512,
     show_default=True,
     help="Tokens of one step: fewer come more evenly, more read prompts faster.",
 )

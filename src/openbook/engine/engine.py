@@ -56,7 +56,7 @@ class EngineSettings:
 
     max_running: int = 64
     max_waiting: int = 1024
-    max_step_tokens: int = 256
+    max_step_tokens: int = 512
     cache_bytes: int = 1 << 30
     max_model_len: int | None = None
     has_prefix_cache: bool = True
