@@ -203,7 +203,6 @@ NODE = {"num_cpus": 1, "object_store_memory": 100 << 20}
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Two nodes of one core each, on this machine."""
-    pytest.importorskip("ray")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
     from ray.cluster_utils import Cluster
@@ -336,7 +335,8 @@ def test_replicas_of_a_server_that_dies_delete_themselves(cluster: Any) -> None:
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore")
 def test_no_cluster_is_one_line() -> None:
-    ray = pytest.importorskip("ray")
+    import ray
+
     ray.shutdown()  # of what tests before this one had
     with pytest.raises(
         UserError, match=r"there is no Ray cluster at '127.0.0.1:1' .*: start one with `ray start --head`"

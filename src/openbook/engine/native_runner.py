@@ -140,12 +140,12 @@ class NativeRunner:
 
     @property
     def max_model_len(self) -> int:
-        """See `Runner.max_model_len`."""
+        """See `LoadedModel.max_model_len`."""
         return self._config.max_position_embeddings
 
     @property
     def vocab_size(self) -> int:
-        """See `Runner.vocab_size`."""
+        """See `LoadedModel.vocab_size`."""
         return self._config.vocab_size
 
     @property

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openbook.engine.adapters import AdapterPlace
-from openbook.engine.choices import Profile
+from openbook.engine.runner import LoadedModel
 from openbook.tokenizer.images import ImagePatches
 
 BLOCK_TOKENS = 16  # tokens of a block, in every runner
@@ -68,20 +68,8 @@ class PagedCache(Protocol):
 
 
 @runtime_checkable
-class PagedRunner(Protocol):
+class PagedRunner(LoadedModel, Protocol):
     """A model that is ready to compute steps over blocks."""
-
-    @property
-    def profile(self) -> Profile:
-        """The numerics profile that it computes in."""
-
-    @property
-    def max_model_len(self) -> int:
-        """Most tokens of one sequence, prompt and answer together."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of logits."""
 
     @property
     def adapters(self) -> AdapterPlace:

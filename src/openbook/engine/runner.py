@@ -41,8 +41,8 @@ class RunnerBatch(Protocol):
         """Drop all sequences but `rows`, int64 [B'], ascending."""
 
 
-class Runner(Protocol):
-    """A model that is ready to compute."""
+class LoadedModel(Protocol):
+    """What all runners say of their model."""
 
     @property
     def profile(self) -> Profile:
@@ -55,6 +55,10 @@ class Runner(Protocol):
     @property
     def vocab_size(self) -> int:
         """Number of logits."""
+
+
+class Runner(LoadedModel, Protocol):
+    """A model that is ready to compute batches of sequences from prompt to last token."""
 
     def start(self, num_sequences: int, num_tokens: int) -> RunnerBatch:
         """An empty batch with room for `num_tokens` tokens in each of `num_sequences` sequences."""

@@ -104,17 +104,17 @@ class TorchRunner:
 
     @property
     def profile(self) -> Profile:
-        """See `Runner.profile`."""
+        """See `LoadedModel.profile`."""
         return "exact" if self._model.ops.is_exact else "fast"
 
     @property
     def max_model_len(self) -> int:
-        """See `Runner.max_model_len`."""
+        """See `LoadedModel.max_model_len`."""
         return self._model.config.max_position_embeddings
 
     @property
     def vocab_size(self) -> int:
-        """See `Runner.vocab_size`."""
+        """See `LoadedModel.vocab_size`."""
         return self._model.config.vocab_size
 
     @property
